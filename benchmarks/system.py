@@ -1,0 +1,59 @@
+"""The machine that a result was measured on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("vggdeploy", "numpy", "openvino", "torch", "onnx")
+_ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+        "asimddp", "i8mm", "sve", "bf16")
+"""CPU flags that decide how fast 8-bit and 16-bit arithmetic is."""
+
+
+def system() -> dict[str, Any]:
+    """CPU, memory, system and library versions; None for what the machine does not tell."""
+    model, flags = _cpu()
+    return {
+        "cpu": model,
+        "isa": [name for name in _ISA if name in flags],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "memory_bytes": _memory(),
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+    }
+
+
+def _cpu() -> tuple[str | None, frozenset[str]]:
+    """Model name and flags, from Linux's /proc/cpuinfo; what Python knows elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or None, frozenset()
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    name = fields.get("model name") or fields.get("Model") or platform.processor() or None
+    # Arm calls its flags features, and instruction sets are named there as here.
+    return name, frozenset((fields.get("flags") or fields.get("Features") or "").split())
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,231 @@
+"""Quantization: weights to int8, and QuantizeLinear and DequantizeLinear into the graph.
+
+Only explicit Q/DQ is written. Scales are rounded to the dialect's high-precision type first and
+the integers are computed with the rounded scale, so that what the engine multiplies back is what
+was meant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vggdeploy import graphs
+from vggdeploy.calib.placement import place
+from vggdeploy.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from vggdeploy.calib.placement import Point
+    from vggdeploy.calib.table import CalibrationTable
+    from vggdeploy.contracts import Dialect, IntegerType
+    from vggdeploy.graphs import WeightedNode
+
+_BLOCK_ELEMENTS = 1 << 23
+"""Weights are rounded 32 MiB at a time: the largest layer has 411 MB of them."""
+
+_SMALLEST_SCALE = {"float32": float(np.finfo(np.float32).tiny),
+                   "float16": float(np.finfo(np.float16).tiny)}
+"""Normal numbers only: a subnormal scale loses bits, and backends flush it to zero."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was done.
+
+    Attributes:
+        weights: names of the layers whose weights are int8 now.
+        activations: names of the tensors with a Q/DQ pair.
+        left: (node, reason) of layers that stay in high precision.
+    """
+
+    weights: tuple[str, ...]
+    activations: tuple[str, ...]
+    left: tuple[tuple[str, str], ...]
+
+
+def quantize(source: Path, table: CalibrationTable, dialect: Dialect, out: Path) -> Quantized:
+    """Write the Q/DQ form of an FP32 graph.
+
+    Args:
+        source: the FP32 graph, weights beside it.
+        table: a threshold for every tensor that `place` chooses.
+        dialect: types and high precision.
+        out: the file to write, weights inside.
+
+    Raises:
+        CalibrationError: when the table lacks a tensor.
+    """
+    model = graphs.read(source)
+    placement = place(model)
+    for point in placement.points:
+        _insert_pair(model, point, table, dialect)
+    done: dict[str, ir.Value] = {}
+    for found in placement.weighted:
+        _quantize_weight(model, found, dialect, done)
+    if dialect.high_precision == "float16":
+        _to_float16(model)
+        # The first opset whose Q/DQ takes float16 scales.
+        model.graph.opset_imports[""] = max(model.graph.opset_imports[""], 19)
+    model.graph.sort()
+    graphs.write(model, out, external=False)
+    return Quantized(
+        tuple(found.name for found in placement.weighted),
+        tuple(point.name for point in placement.points), placement.left,
+    )
+
+
+def round_weights(
+    weight: NDArray[np.floating], axis: int, kind: IntegerType, scale_dtype: str
+) -> tuple[NDArray[np.int8], NDArray[Any]]:
+    """Round weights to the nearest step, half to even, one scale a channel: ``amax / qmax``.
+
+    Args:
+        weight: float, any shape.
+        axis: the axis that runs over channels.
+        kind: int8, narrow range.
+        scale_dtype: ``"float32"`` or ``"float16"``.
+
+    Returns:
+        int8 of the shape of `weight`, and scales ``[channels]`` of `scale_dtype`. A channel of
+        zeros has the scale 1.
+    """
+    channels = weight.shape[axis]
+    scales = np.ones(channels, scale_dtype)
+    quantized = np.empty(weight.shape, np.int8)
+    rows, into = np.moveaxis(weight, axis, 0), np.moveaxis(quantized, axis, 0)
+    step = max(1, _BLOCK_ELEMENTS * channels // weight.size)
+    for start in range(0, channels, step):
+        block = np.asarray(rows[start : start + step], np.float32)
+        over = tuple(range(1, block.ndim))
+        amax = np.abs(block).max(axis=over, initial=0)
+        scale = np.maximum(amax / kind.qmax, _SMALLEST_SCALE[scale_dtype]).astype(scale_dtype)
+        scale[amax == 0] = 1
+        wide = scale.astype(np.float32).reshape(-1, *(1,) * len(over))
+        into[start : start + step] = np.clip(np.rint(block / wide), kind.qmin, kind.qmax)
+        scales[start : start + step] = scale
+    return quantized, scales
+
+
+def _quantize_weight(
+    model: ir.Model, found: WeightedNode, dialect: Dialect, done: dict[str, ir.Value]
+) -> None:
+    """Put int8 weights and a DequantizeLinear in place of a float weight."""
+    name = str(found.weight.name)
+    if name not in done:
+        tensor = found.weight.const_value
+        assert tensor is not None
+        integers, scales = round_weights(
+            tensor.numpy(), found.channel_axis, dialect.weight, dialect.high_precision
+        )
+        inputs = [
+            _constant(model, f"{name}.quantized", integers), _constant(model, f"{name}.scale", scales)
+        ]
+        done[name] = _append(
+            model, "DequantizeLinear", inputs, f"{name}.dequantized",
+            like=found.weight, axis=found.channel_axis,
+        )
+    found.node.replace_input_with(1, done[name])
+    if not found.weight.uses():
+        model.graph.initializers.pop(name)
+
+
+def _insert_pair(
+    model: ir.Model, point: Point, table: CalibrationTable, dialect: Dialect
+) -> None:
+    import onnx_ir
+
+    if point.name not in table.tensors:
+        raise CalibrationError(
+            f"the calibration table has no entry for tensor {point.name!r}",
+            expected="a table made from this model", fix="calibrate again",
+        )
+    kind = dialect.activation(point.nonnegative)
+    smallest = _SMALLEST_SCALE[dialect.high_precision]
+    scale = max(table.tensors[point.name].scale(kind), smallest)
+    parameters = [
+        _constant(model, f"{point.name}.scale", np.array(scale, dialect.high_precision)),
+        _constant(model, f"{point.name}.zero_point", np.array(0, kind.dtype)),
+    ]
+    quantized = _append(
+        model, "QuantizeLinear", [point.value, *parameters], f"{point.name}.quantized",
+        like=point.value,
+    )
+    quantized.type = onnx_ir.TensorType(onnx_ir.DataType[kind.dtype.upper()])
+    dequantized = _append(
+        model, "DequantizeLinear", [quantized, *parameters], f"{point.name}.dequantized",
+        like=point.value,
+    )
+    for node, index in point.reads:
+        node.replace_input_with(index, dequantized)
+
+
+def _append(
+    model: ir.Model, operator: str, inputs: list[ir.Value], output: str,
+    like: ir.Value, **attributes: int,
+) -> ir.Value:
+    """A new node's output, with shape and type of `like`. The graph is sorted at the end."""
+    import onnx_ir
+
+    node = onnx_ir.node(operator, inputs, attributes, name=output)
+    value = node.outputs[0]
+    value.name = output
+    value.shape, value.type = like.shape, like.type
+    model.graph.append(node)
+    return value
+
+
+def _constant(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
+    import onnx_ir
+
+    if name in model.graph.initializers:
+        return model.graph.initializers[name]
+    tensor = onnx_ir.tensor(array, name=name)
+    value = onnx_ir.val(name, const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
+def _to_float16(model: ir.Model) -> None:
+    """Carry everything that is float32 in float16, but for the graph's own input and output."""
+    import onnx_ir
+
+    graph = model.graph
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == onnx_ir.DataType.FLOAT:
+            narrow = tensor.numpy().astype(np.float16)
+            if not np.isfinite(narrow).all():
+                raise CalibrationError(
+                    f"{name} does not fit float16", got=f"{np.abs(tensor.numpy()).max():g}",
+                    expected="65504 at most", fix="rescale the network, or use another target",
+                )
+            value.const_value = onnx_ir.tensor(narrow, name=name)
+            value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
+    for node in graph:
+        for value in node.outputs:
+            if value.dtype == onnx_ir.DataType.FLOAT and not value.is_graph_output():
+                value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
+    half = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
+    (image,) = (v for v in graph.inputs if v.name not in graph.initializers)
+    readers = list(image.uses())
+    narrow_image = _append(
+        model, "Cast", [image], f"{image.name}.float16", like=image,
+        to=onnx_ir.DataType.FLOAT16.value,
+    )
+    narrow_image.type = half
+    for node, index in readers:
+        node.replace_input_with(index, narrow_image)
+    (scores,) = graph.outputs
+    name = str(scores.name)
+    scores.name = f"{name}.float16"
+    graph.outputs[0] = _append(
+        model, "Cast", [scores], name, like=scores, to=onnx_ir.DataType.FLOAT.value
+    )
+    scores.type = half

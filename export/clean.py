@@ -1,0 +1,121 @@
+"""Clean an ONNX graph, check it, and take in graphs that were made elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vggdeploy import graphs
+from vggdeploy.errors import ModelError, missing_package
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+OLDEST_OPSET = 13
+"""The first with per-channel QuantizeLinear and DequantizeLinear."""
+
+
+def clean(model: ir.Model) -> ir.Model:
+    """Remove what does nothing and what is not the network: exporter notes, identities, dropout,
+    1x1 average pools, unused nodes. The model is edited and returned."""
+    import onnx_ir.passes.common as passes
+
+    for node in list(model.graph):
+        if _does_nothing(node):
+            source, result = node.inputs[0], node.outputs[0]
+            assert source is not None
+            if result.is_graph_output():
+                continue
+            result.replace_all_uses_with(source)
+            model.graph.remove(node, safe=True)
+    for step in (
+        passes.RemoveInitializersFromInputsPass(), passes.LiftConstantsToInitializersPass(),
+        passes.IdentityEliminationPass(), passes.RemoveUnusedNodesPass(),
+        passes.ClearMetadataAndDocStringPass(),
+    ):
+        step(model)
+    # The exporter writes a batch of its own naming; one name for the same thing everywhere.
+    model.producer_name, model.producer_version = "vggdeploy", None
+    return model
+
+
+def _does_nothing(node: ir.Node) -> bool:
+    if node.domain:
+        return False
+    if node.op_type in ("Identity", "Dropout"):
+        return not any(output.uses() for output in node.outputs[1:])
+    if node.op_type == "AveragePool":
+        sides = (
+            tuple(graphs.attribute(node, "kernel_shape", ())),
+            tuple(graphs.attribute(node, "strides", ())),
+            tuple(graphs.attribute(node, "pads", ())),
+        )
+        return set(sides[0]) == {1} and set(sides[1]) <= {1} and set(sides[2]) <= {0}
+    return False
+
+
+def adopt(source: Path, out_dir: Path) -> Path:
+    """Take in a foreign ONNX file: checked, cleaned, shapes inferred, written as ``model.onnx``.
+
+    Raises:
+        ModelError: naming the first operator that ONNX does not know, or whatever else is wrong.
+    """
+    import onnx_ir.passes.common as passes
+
+    model = graphs.read(source)
+    _known_operators(model, source)
+    clean(model)
+    passes.ShapeInferencePass()(model)
+    graphs.signature(model)
+    if not any(graphs.weighted(model)):
+        raise ModelError(
+            f"ONNX file {source} has no convolution or matrix product with constant weights",
+            expected="a VGG-like network", fix="export it with its weights inside",
+        )
+    path = out_dir / "model.onnx"
+    graphs.write(model, path, external=True)
+    check(path)
+    return path
+
+
+def _known_operators(model: ir.Model, source: Path) -> None:
+    try:
+        import onnx.defs
+    except ImportError as error:
+        raise missing_package("onnx", "export", "an ONNX graph") from error
+    opset = model.graph.opset_imports.get("", 0)
+    if not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise ModelError(
+            f"ONNX file {source} is of another opset", got=opset,
+            expected=f"{OLDEST_OPSET} to {onnx.defs.onnx_opset_version()}",
+            fix="convert it with onnx.version_converter, or export it again",
+        )
+    for node in model.graph:
+        if node.domain or not onnx.defs.has(node.op_type, opset, ""):
+            raise ModelError(
+                f"ONNX file {source}: unsupported operator "
+                f"{(node.domain + '.') if node.domain else ''}{node.op_type} "
+                f"at node {node.name or node.outputs[0].name!r}",
+                expected=f"operators of ONNX's own opset {opset}",
+                fix="export the model without custom operators",
+            )
+
+
+def check(path: Path) -> None:
+    """Pass a file through ONNX's own checker, weights left where they are.
+
+    Raises:
+        ModelError: with the checker's first line.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise missing_package("onnx", "export", "an ONNX graph") from error
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # the checker and shape inference have errors of their own
+        raise ModelError(
+            f"ONNX graph {path.name} does not pass ONNX's checker",
+            got=str(error).split("\n")[0], fix="export the model again",
+        ) from error

@@ -1,0 +1,5 @@
+"""``python -m vggdeploy``."""
+
+from vggdeploy.cli import entry
+
+entry()

@@ -1,0 +1,250 @@
+"""The bundle: one folder with an engine, what it was made from, and what proves it.
+
+::
+
+    manifest.json      what it is, and the digest and size of every other file
+    model.xml, .bin    OpenVINO's engine (other targets have their own files)
+    model.onnx         the quantized graph that the engine was compiled from (INT8 targets)
+    calibration.json   the calibration table (INT8 targets)
+    probes.npz         probe images with the reference's outputs, and labels where known
+    layers.json        the budget, layer by layer
+
+Digests are checked before anything is parsed or deserialized: an engine is code.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import vggdeploy
+from vggdeploy import atomic, cache, digests, preprocess
+from vggdeploy.errors import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from vggdeploy.preprocess import Preprocess
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+PROBES = "probes.npz"
+LAYERS = "layers.json"
+CALIBRATION = "calibration.json"
+GRAPH = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Images that judge an engine without a dataset.
+
+    Attributes:
+        images: uint8 ``[N, H, W, 3]``.
+        reference: the reference's scores, float32 ``[N, classes]``.
+        labels: int64 ``[N]``, or None.
+    """
+
+    images: NDArray[np.uint8]
+    reference: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+
+    def save(self, path: Path) -> None:
+        """Write as .npz, without pickles."""
+        arrays: dict[str, Any] = {"images": self.images, "reference": self.reference}
+        if self.labels is not None:
+            arrays["labels"] = self.labels
+        np.savez(path, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Probes:
+        """Read from .npz.
+
+        Raises:
+            BundleError: when the arrays are not those that `save` writes.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                labels = file["labels"] if "labels" in file else None
+                probes = cls(file["images"], file["reference"], labels)
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise BundleError(
+                f"{path} cannot be read", got=error, fix="build the bundle again"
+            ) from error
+        if probes.images.ndim != 4 or len(probes.images) != len(probes.reference):
+            raise BundleError(
+                f"{path} does not hold probes",
+                got=f"images {list(probes.images.shape)}, "
+                    f"reference {list(probes.reference.shape)}",
+                expected="as many outputs as images", fix="build the bundle again",
+            )
+        return probes
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files have been checked against their digests."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def target(self) -> str:
+        """The name of the target it was built for."""
+        return str(self.manifest["target"])
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The preprocessing that its network was trained with."""
+        return preprocess.from_mapping(
+            self.manifest["preprocess"], where=str(self.path / MANIFEST)
+        )
+
+    @property
+    def engine(self) -> tuple[Path, ...]:
+        """The engine's files."""
+        return tuple(self.path / name for name in self.manifest["engine"])
+
+    @property
+    def engine_bytes(self) -> int:
+        """Size of the engine's files together."""
+        return sum(self.manifest["files"][name]["size"] for name in self.manifest["engine"])
+
+    def probes(self) -> Probes:
+        """The probe images and the reference's outputs."""
+        return Probes.load(self.path / PROBES)
+
+    def layers(self) -> list[dict[str, Any]]:
+        """The budget's rows; empty for a network that was not built here."""
+        rows: list[dict[str, Any]] = json.loads((self.path / LAYERS).read_text())["layers"]
+        return rows
+
+
+_REQUIRED = ("schema", "target", "model", "engine", "input", "output", "preprocess", "files",
+             "build", "digest")
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle and check every file against the manifest.
+
+    Raises:
+        BundleError: when it is missing, of another schema, incomplete or altered.
+    """
+    manifest = read_manifest(path)
+    again = "build it again, or copy it again"
+    for name, said in manifest["files"].items():
+        file = path / name
+        if Path(name).name != name or file.is_symlink():
+            raise BundleError(
+                f"bundle {path}: {name!r} points outside of it", expected="plain files",
+                fix="do not use this bundle",
+            )
+        if not file.is_file():
+            raise BundleError(f"bundle {path}: {name} is missing", fix=again)
+        if file.stat().st_size != said["size"] or digests.sha256_file(file) != said["sha256"]:
+            raise BundleError(
+                f"bundle {path}: {name} has been altered",
+                got=f"{file.stat().st_size:,} bytes of another digest",
+                expected=f"{said['size']:,} bytes with SHA-256 {said['sha256'][:16]}...",
+                fix=again,
+            )
+    return Bundle(path, manifest)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a bundle, checked against its own digest but not against the files.
+
+    Raises:
+        BundleError: when it is missing, unreadable, of another schema or altered.
+    """
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(
+            f"{path} is no bundle", got=f"no {MANIFEST}",
+            expected="a folder that 'vggdeploy build' made", fix="check the path",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"{file} cannot be read", got=error, fix="build the bundle again"
+        ) from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        got = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise BundleError(
+            f"bundle {path} is of another schema", got=got, expected=SCHEMA,
+            fix="build it again with this version",
+        )
+    missing = [key for key in _REQUIRED if key not in manifest]
+    if missing or manifest["digest"] != _self_digest(manifest):
+        raise BundleError(
+            f"{file} has been altered",
+            got=f"no {missing[0]}" if missing else "another digest",
+            expected="the manifest that the build wrote", fix="build or copy the bundle again",
+        )
+    return manifest
+
+
+def _self_digest(manifest: Mapping[str, Any]) -> str:
+    return digests.sha256_json({k: v for k, v in manifest.items() if k != "digest"})
+
+
+def write(
+    path: Path, facts: Mapping[str, Any], fill: Callable[[Path], None], *, replace: bool
+) -> Bundle:
+    """Write a bundle: `fill` puts its files into the folder it is given, the manifest follows.
+
+    Args:
+        path: where the bundle shall be.
+        facts: the manifest's own part; files, schema, tool and host are added here.
+        fill: writes every file but the manifest.
+        replace: whether what is there already gives way.
+    """
+    with atomic.folder(path, replace=replace) as work:
+        fill(work)
+        manifest: dict[str, Any] = {
+            "schema": SCHEMA, **facts,
+            "tool": {"name": "vggdeploy", "version": vggdeploy.__version__},
+            "host": {"machine": platform.machine(), "system": platform.system(),
+                     "python": platform.python_version()},
+            "files": cache.describe(work),
+        }
+        manifest["digest"] = _self_digest(manifest)
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    return open_bundle(path)
+
+
+def holds(path: Path, key: str, *, force: bool) -> bool:
+    """Whether `path` holds the whole bundle that was built from `key`; False where there is room.
+
+    A damaged bundle of the same key counts as room: building it again loses nothing.
+
+    Raises:
+        BundleError: when something else is there, and it is no bundle or `force` is not given.
+    """
+    if not path.exists():
+        return False
+    if not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} exists and is no bundle", fix="choose another place with --out")
+    try:
+        same = read_manifest(path)["build"]["key"] == key
+    except BundleError:
+        same = False
+    if not same:
+        if not force:
+            raise BundleError(
+                f"{path} holds a bundle built from other inputs", expected="a place that is free",
+                fix="give --force to replace it, or choose another --out",
+            )
+        return False
+    try:
+        open_bundle(path)
+    except BundleError:
+        return False
+    return True

@@ -1,0 +1,139 @@
+"""The stage cache: what a stage made, kept under the digest of everything it was made from.
+
+Entries are checked against their recorded digests before they are used, so a damaged one is made
+anew. The cache lives in ``$VGGDEPLOY_CACHE``, else ``$XDG_CACHE_HOME/vggdeploy``, else
+``~/.cache/vggdeploy``, and the entries unused for longest go when it outgrows
+``$VGGDEPLOY_CACHE_LIMIT`` bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggdeploy import atomic, digests
+from vggdeploy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+LIMIT = 8 << 30
+"""Bytes kept by default: six builds of VGG16."""
+
+_INDEX = "entry.json"
+_IN_USE_SECONDS = 3600
+"""An entry used within the hour may be another build's right now."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stage's files, and whether they were there already.
+
+    Attributes:
+        path: the folder.
+        digest: one digest over all files, which the next stage's key is made from.
+    """
+
+    path: Path
+    digest: str
+    cached: bool
+
+
+class Cache:
+    """Entries below one folder."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or default_root()
+
+    def stage(
+        self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]
+    ) -> Entry:
+        """The files of stage `name` for `inputs`, made by `make(folder)` unless they are there.
+
+        Args:
+            name: the stage; a folder of that name holds its entries.
+            inputs: a JSON-ready mapping of everything the result depends on.
+            make: writes files into the folder it is given.
+        """
+        final = self.root / name / digests.sha256_json({"stage": name, **inputs})[:32]
+        files = _checked(final)
+        if files is not None:
+            with atomic.writing(final):
+                os.utime(final)
+            return Entry(final, digests.sha256_json(files), cached=True)
+        with atomic.folder(final, replace=final.exists()) as work:
+            make(work)
+            files = describe(work)
+            (work / _INDEX).write_text(json.dumps({"inputs": dict(inputs), "files": files}))
+        self._prune()
+        return Entry(final, digests.sha256_json(files), cached=False)
+
+    def size(self) -> int:
+        """Bytes of all entries."""
+        return sum(size for _, _, size in self._entries())
+
+    def _entries(self) -> list[tuple[float, Path, int]]:
+        found = []
+        for index in self.root.glob(f"*/*/{_INDEX}"):
+            try:
+                size = sum(file.stat().st_size for file in index.parent.rglob("*"))
+                found.append((index.parent.stat().st_mtime, index.parent, size))
+            except FileNotFoundError:
+                continue  # another process pruned it between the listing and the look
+        return sorted(found)
+
+    def _prune(self) -> None:
+        entries = self._entries()
+        surplus = sum(size for _, _, size in entries) - _limit()
+        for used, path, size in entries:
+            if surplus <= 0 or time.time() - used < _IN_USE_SECONDS:
+                return
+            shutil.rmtree(path, ignore_errors=True)
+            surplus -= size
+
+
+def default_root() -> Path:
+    """The cache's folder on this machine."""
+    if own := os.environ.get("VGGDEPLOY_CACHE"):
+        return Path(own).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "vggdeploy"
+
+
+def describe(folder: Path) -> dict[str, dict[str, Any]]:
+    """Digest and size of each file below a folder, by its path in it."""
+    return {
+        file.relative_to(folder).as_posix(): {
+            "sha256": digests.sha256_file(file), "size": file.stat().st_size
+        }
+        for file in sorted(folder.rglob("*")) if file.is_file()
+    }
+
+
+def _checked(final: Path) -> dict[str, dict[str, Any]] | None:
+    """The recorded files of an entry that is whole; None when it is absent or damaged."""
+    try:
+        files: dict[str, dict[str, Any]] = json.loads((final / _INDEX).read_text())["files"]
+        whole = all(
+            (final / name).stat().st_size == said["size"]
+            and digests.sha256_file(final / name) == said["sha256"]
+            for name, said in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return files if whole else None
+
+
+def _limit() -> int:
+    text = os.environ.get("VGGDEPLOY_CACHE_LIMIT", str(LIMIT))
+    if not text.isdigit():
+        raise ConfigError(
+            "VGGDEPLOY_CACHE_LIMIT is wrong", got=repr(text), expected="a number of bytes",
+            fix=f"unset it, or set it to a number such as {LIMIT}",
+        )
+    return int(text)

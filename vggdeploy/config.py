@@ -1,0 +1,95 @@
+"""Settings from ``vggdeploy.toml``, else from ``[tool.vggdeploy]`` in pyproject.toml.
+
+Keys are the flags' names with underscores (``calib_images = 256``); a table named after a command
+holds settings for it alone, and ``[gate]`` holds the bounds of ``gate`` and ``run``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from vggdeploy.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+OWN, SHARED = "vggdeploy.toml", "pyproject.toml"
+
+
+def load(folder: Path) -> tuple[dict[str, Any], str]:
+    """The settings that apply in `folder`, and the file they are from; empty where there are none.
+
+    Raises:
+        ConfigError: for a file that is no TOML.
+    """
+    for name in (OWN, SHARED):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(
+                f"settings file {path} cannot be read", got=error, fix="mend the file"
+            ) from error
+        if name == SHARED:
+            table = table.get("tool", {}).get("vggdeploy", {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: tool.vggdeploy is no table", got=type(table).__name__,
+                              fix="mend the file")
+        if table:
+            return table, str(path)
+    return {}, ""
+
+
+def defaults(
+    settings: Mapping[str, Any], commands: Mapping[str, Iterable[str]], where: str
+) -> dict[str, dict[str, Any]]:
+    """Settings sorted by command: what stands in for flags that were not given.
+
+    Args:
+        settings: as `load` gave them.
+        commands: the flags' names that each command takes, with underscores.
+        where: the file, for errors.
+
+    Raises:
+        ConfigError: for a key that no command takes, with the nearest that one does.
+    """
+    takes = {command: frozenset(names) for command, names in commands.items()}
+    found: dict[str, dict[str, Any]] = {command: {} for command in takes}
+    anywhere = frozenset().union(*takes.values())
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            receivers = ("gate", "run") if key == "gate" else (key,)
+            _known(key, takes, where, "table")
+            for inner, setting in value.items():
+                _known(inner, takes[key], where, f"key in [{key}]")
+                for command in receivers:
+                    if inner in takes[command]:
+                        found[command][inner] = setting
+        else:
+            _known(key, anywhere, where, "key")
+            for command, names in takes.items():
+                if key in names:
+                    found[command].setdefault(key, value)
+    return found
+
+
+def _known(key: str, names: Iterable[str], where: str, what: str) -> None:
+    known = sorted(names)
+    if key in known:
+        return
+    near = difflib.get_close_matches(key, known, 1)
+    raise ConfigError(
+        f"{where}: unknown {what} {key!r}",
+        expected=f"perhaps {near[0]!r}" if near else "one of " + ", ".join(known),
+        fix="rename or remove it",
+    )

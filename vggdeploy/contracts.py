@@ -1,0 +1,312 @@
+"""What the stages agree on: dialects, targets, runners, and how progress is told.
+
+Stages know these and not each other: a target hands calibration a `Dialect`, benchmarks drive a
+`Runner`, and long jobs tell a `Reporter` how far they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+import numpy as np
+
+from vggdeploy.errors import RunnerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from vggdeploy.bundle import Bundle
+    from vggdeploy.topology import Network
+
+Item = TypeVar("Item")
+Outputs = dict[str, "NDArray[np.float32]"]
+
+
+class Reporter(Protocol):
+    """Where a long job says how far it is."""
+
+    def track(self, items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+        """Pass `items` through, counting them against `total` under `label`."""
+
+    def step(self, label: str) -> AbstractContextManager[None]:
+        """Show that something of unknown length is under way."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def track(self, items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+        yield from items
+
+    def step(self, label: str) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class IntegerType:
+    """An 8-bit type of quantized values with zero point 0, and the range of it that is used.
+
+    ``scale = threshold / qmax``; `qmin` is where rounding saturates below.
+    """
+
+    dtype: Literal["int8", "uint8"]
+    qmin: int
+    qmax: int
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a backend wants its Q/DQ graph.
+
+    Attributes:
+        nonnegative: the type of an activation that is never negative (after ReLU).
+        signed: the type of any other activation.
+        weight: the type of weights, one scale an output channel.
+        high_precision: the type of scales, biases and everything that is not quantized.
+    """
+
+    name: str
+    nonnegative: IntegerType
+    signed: IntegerType
+    weight: IntegerType
+    high_precision: Literal["float32", "float16"]
+
+    def activation(self, nonnegative: bool) -> IntegerType:
+        """The type of an activation tensor."""
+        return self.nonnegative if nonnegative else self.signed
+
+
+INT8 = IntegerType("int8", -128, 127)
+INT8_NARROW = IntegerType("int8", -127, 127)
+UINT8 = IntegerType("uint8", 0, 255)
+
+DIALECTS: dict[str, Dialect] = {
+    # After ReLU unsigned: 255 levels in place of 127, one bit for nothing.
+    "openvino": Dialect("openvino", UINT8, INT8, INT8_NARROW, "float32"),
+    # TensorRT's INT8 is signed and symmetric alone. float16 for the rest, since an FP32 scale or
+    # bias would leave FP32 GEMMs behind.
+    "tensorrt": Dialect("tensorrt", INT8, INT8, INT8_NARROW, "float16"),
+}
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a target can be compiled for here; if not, why, and what would change that."""
+
+    ok: bool
+    reason: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A network's input or output. None in `shape` stands for the batch."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str = "float32"
+
+    def accepts(self, array: NDArray[Any]) -> bool:
+        """Whether `array` has this dtype and, but for None, this shape."""
+        return (
+            str(array.dtype) == self.dtype
+            and array.ndim == len(self.shape)
+            and all(want in (None, got) for want, got in zip(self.shape, array.shape, strict=True))
+        )
+
+    def __str__(self) -> str:
+        sides = ", ".join("N" if side is None else str(side) for side in self.shape)
+        return f"{self.dtype} [{sides}]"
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What a target needs beyond the graph.
+
+    Attributes:
+        network: the topology, where the graph came from ours.
+        device: the backend's own name of the device.
+    """
+
+    network: Network | None = None
+    device: str = "CPU"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a runner executes.
+
+    Attributes:
+        device: the backend's own name of the device.
+        batch: images a query.
+        goal: ``"latency"`` for one query at a time, ``"throughput"`` for many in flight.
+    """
+
+    device: str = "CPU"
+    batch: int = 1
+    goal: Literal["latency", "throughput"] = "latency"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A small network that shows what the device can do: time it, and divide.
+
+    ``macs`` multiply-accumulates a query for a compute probe, ``bytes`` read a query for a
+    bandwidth probe; the other is 0.
+    """
+
+    name: str
+    runner: Runner
+    macs: int = 0
+    bytes: int = 0
+
+
+class Runner(ABC):
+    """A compiled network, ready to execute between ``with`` and its end.
+
+    The base class checks state, shape and dtype; a backend implements the underscored methods and
+    only executes. A runner is for one thread.
+
+    Attributes:
+        name: shown in messages.
+        input: the one input, ``[N, 3, H, W]`` or ``[N, H, W, 3]``; N is fixed when opened for a
+            batch.
+        outputs: the outputs, in the order of the network.
+        reuses_buffers: whether arrays from one call are overwritten by the next.
+        depth: queries that `infer_many` keeps in flight.
+        details: facts about the execution that belong into a result, such as the precision that
+            the backend really chose.
+    """
+
+    name: str
+    input: TensorSpec
+    outputs: tuple[TensorSpec, ...]
+    reuses_buffers: bool = False
+    depth: int = 1
+
+    def __init__(self) -> None:
+        self._open = False
+        self.details: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        if self._open:
+            raise RunnerError(f"{self.name} is open already", fix="use one 'with' at a time")
+        self._start()
+        self._open = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open = False
+        self._stop()
+
+    def infer(self, batch: NDArray[np.float32]) -> Outputs:
+        """Run one batch and wait for it.
+
+        Raises:
+            RunnerError: when not open, or when `batch` is not what `input` says.
+        """
+        return self._infer(self._checked(batch))
+
+    def infer_many(self, batches: Iterable[NDArray[np.float32]]) -> Iterator[Outputs]:
+        """Run batches with up to `depth` in flight; results come in the order of the batches.
+
+        A result's arrays are valid until the next one is asked for.
+
+        Raises:
+            RunnerError: as `infer`.
+        """
+        return self._infer_many(self._checked(batch) for batch in batches)
+
+    def scores(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The first output of `infer`: class scores ``[N, classes]``."""
+        return self.infer(batch)[self.outputs[0].name]
+
+    def _checked(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        if not self._open:
+            raise RunnerError(f"{self.name} is not open", fix="call it inside 'with runner:'")
+        if not self.input.accepts(batch):
+            raise RunnerError(
+                f"{self.name}: input {self.input.name!r} does not fit",
+                got=f"{batch.dtype} {list(batch.shape)}", expected=self.input,
+                fix="preprocess the image as the bundle's manifest says",
+            )
+        return batch
+
+    def _infer_many(self, batches: Iterable[NDArray[np.float32]]) -> Iterator[Outputs]:
+        for batch in batches:
+            yield self._infer(batch)
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Load and compile."""
+
+    @abstractmethod
+    def _stop(self) -> None:
+        """Free everything; called once, on every path."""
+
+    @abstractmethod
+    def _infer(self, batch: NDArray[np.float32]) -> Outputs:
+        """Run one checked batch."""
+
+
+class Target(ABC):
+    """A backend at a precision: how to compile for it, and how to run what was compiled.
+
+    Attributes:
+        name: what ``--target`` takes.
+        precision: one of `budget.PRECISIONS`.
+        dialect: how it wants its Q/DQ graph; None for a float target.
+    """
+
+    def __init__(self, name: str, precision: str, dialect: Dialect | None) -> None:
+        self.name = name
+        self.precision = precision
+        self.dialect = dialect
+
+    @abstractmethod
+    def availability(self) -> Availability:
+        """Whether `compile` can work on this machine."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Name and version of the backend, part of what a compiled engine depends on."""
+
+    @abstractmethod
+    def compile(self, onnx: Path, options: CompileOptions, out_dir: Path) -> tuple[Path, ...]:
+        """Compile a graph into engine files below `out_dir`.
+
+        Raises:
+            ModelError: when the backend does not take the graph.
+        """
+
+    @abstractmethod
+    def open(self, bundle: Bundle, options: RunOptions) -> Runner:
+        """A runner of a bundle's engine.
+
+        Raises:
+            MissingError: when this machine cannot run it.
+        """
+
+    @abstractmethod
+    def probes(self, options: RunOptions) -> Sequence[Probe]:
+        """Networks whose best time shows the attainable MAC rate and bandwidth."""
+
+
+class GraphTarget(Target):
+    """A target that can also run a bare ONNX graph and show tensors inside of it."""
+
+    @abstractmethod
+    def open_graph(self, onnx: Path, taps: Sequence[str], options: RunOptions) -> Runner:
+        """A runner of an ONNX graph whose outputs are the graph's own, then the tensors `taps`."""

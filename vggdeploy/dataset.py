@@ -1,0 +1,294 @@
+"""Folders of images: found, chosen under a seed, decoded, and known by digest.
+
+A folder of class folders is labelled; a flat folder is not. Class folders named by WordNet ids
+map to ImageNet's class index, any other names to their sorted order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vggdeploy import digests
+from vggdeploy.errors import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from vggdeploy.preprocess import Preprocess
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+)
+MAX_PIXELS = 89_478_485
+"""Largest image that is decoded: Pillow's own limit, a quarter gibibyte of RGB."""
+
+_WORDNET = re.compile(r"n\d{8}")
+_Source = TypeVar("_Source")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image file; `label` is None in a flat folder."""
+
+    path: Path
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images in a fixed order.
+
+    Attributes:
+        root: the folder.
+        samples: sorted by path.
+        ignored: files in the folder that are no images.
+    """
+
+    root: Path
+    samples: tuple[Sample, ...]
+    ignored: int = 0
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a label."""
+        return all(sample.label is not None for sample in self.samples)
+
+    def labels(self) -> NDArray[np.int64] | None:
+        """Labels ``[N]``, or None for a flat folder."""
+        if not self.labelled:
+            return None
+        return np.array([sample.label for sample in self.samples], np.int64)
+
+    def choose(self, count: int | None, seed: int) -> Dataset:
+        """`count` images drawn under `seed`, sorted by path again; all when None.
+
+        Raises:
+            DatasetError: when there are fewer.
+        """
+        if count is None:
+            return self
+        if not 1 <= count <= len(self):
+            raise DatasetError(
+                f"{self.root} cannot give the images asked for", got=f"{len(self)} images",
+                expected=f"{count}" if count >= 1 else "1 or more",
+                fix=f"ask for 1 to {len(self)}, or add images",
+            )
+        drawn = random.Random(seed).sample(range(len(self)), count)
+        return Dataset(self.root, tuple(self.samples[i] for i in sorted(drawn)), self.ignored)
+
+    def without(self, other: Dataset) -> Dataset:
+        """The images that are not in `other`."""
+        taken = {sample.path for sample in other.samples}
+        rest = tuple(sample for sample in self.samples if sample.path not in taken)
+        return Dataset(self.root, rest, self.ignored)
+
+    def digest(self) -> str:
+        """SHA-256 over names and contents; each image's header is checked on the way.
+
+        Raises:
+            DatasetError: for a file that cannot be read or is no image.
+        """
+        total = hashlib.sha256()
+        for sample, content in zip(
+            self.samples, parallel(_content, self.samples), strict=True
+        ):
+            name = sample.path.relative_to(self.root).as_posix()
+            total.update(f"{name}\0{content}\n".encode())
+        return total.hexdigest()
+
+    def pixels(self, preprocess: Preprocess) -> Iterator[NDArray[np.uint8]]:
+        """Each image as uint8 ``[H, W, 3]``, decoded ahead in parallel, in order.
+
+        Raises:
+            DatasetError: naming the first image that cannot be decoded.
+        """
+        return parallel(lambda sample: preprocess.geometry(decode(sample.path)), self.samples)
+
+
+def scan(root: Path) -> Dataset:
+    """Find the images of a folder.
+
+    Raises:
+        DatasetError: when it is missing, holds no image, or mixes kinds of class names.
+    """
+    if not root.is_dir():
+        raise DatasetError(
+            f"image folder {root} {'is no folder' if root.exists() else 'does not exist'}",
+            expected="a folder of class folders, or of images", fix="check the path",
+        )
+    try:
+        entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+        folders = [entry for entry in entries if entry.is_dir()]
+        flat, ignored = _images(root, recurse=False)
+        found: list[Sample] = []
+        if flat:
+            if any(_images(folder, recurse=True)[0] for folder in folders):
+                raise DatasetError(
+                    f"image folder {root} is both labelled and flat",
+                    got=f"{len(flat)} images beside folders of images",
+                    expected="class folders alone, or images alone",
+                    fix="move the images into a class folder of their own",
+                )
+            found = [Sample(path, None) for path in flat]
+        else:
+            classes = class_indices([folder.name for folder in folders])
+            for folder in folders:
+                paths, others = _images(folder, recurse=True)
+                ignored += others
+                found += [Sample(path, classes[folder.name]) for path in paths]
+    except OSError as error:
+        raise DatasetError(
+            f"image folder {root} cannot be read", got=error, fix="check its permissions"
+        ) from error
+    if not found:
+        raise DatasetError(
+            f"image folder {root} holds no image", got=f"{ignored} other files",
+            expected="files ending in " + ", ".join(sorted(SUFFIXES)), fix="check the path",
+        )
+    return Dataset(root, tuple(found), ignored)
+
+
+def _images(folder: Path, *, recurse: bool) -> tuple[list[Path], int]:
+    files = sorted(
+        path for path in (folder.rglob("*") if recurse else folder.iterdir())
+        if path.is_file() and not path.name.startswith(".")
+    )
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    return images, len(files) - len(images)
+
+
+def class_indices(names: Sequence[str]) -> dict[str, int]:
+    """Class index of each folder name.
+
+    Raises:
+        DatasetError: when names are WordNet ids in part, or not among ImageNet's 1,000.
+    """
+    wordnet = [name for name in names if _WORDNET.fullmatch(name)]
+    if not wordnet:
+        return {name: index for index, name in enumerate(sorted(names))}
+    known = imagenet_classes()
+    for name in names:
+        if name not in known:
+            raise DatasetError(
+                f"class folder {name!r} is not one of ImageNet's 1,000 WordNet ids",
+                expected="every class folder named by such an id, or none",
+                fix="rename or remove the folder",
+            )
+    return {name: known[name] for name in names}
+
+
+@cache
+def imagenet_classes() -> dict[str, int]:
+    """ImageNet's class index by WordNet id (ILSVRC 2012: ids in sorted order)."""
+    text = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="ascii")
+    return {wordnet_id: index for index, wordnet_id in enumerate(text.split())}
+
+
+def decode(path: Path) -> Image.Image:
+    """An image file as 8-bit RGB.
+
+    Gray is repeated, palettes are looked up, CMYK is converted, 16-bit samples are scaled to 8,
+    transparency is dropped and EXIF rotation is not applied: what torchvision's loader does, but
+    for 16-bit gray, which that loader clips to white.
+
+    Raises:
+        DatasetError: naming the file, when it is missing, damaged, too large or of a kind whose
+            range is unknown.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
+            return _rgb(image, path)
+    except FileNotFoundError as error:
+        raise DatasetError(f"image {path} does not exist", fix="check the path") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DatasetError(
+            f"image {path} is too large", got=error, expected=f"{MAX_PIXELS:,} pixels or fewer",
+            fix="scale it down or remove it",
+        ) from error
+    except UnidentifiedImageError as error:
+        raise DatasetError(
+            f"image {path} is of no known format", fix="remove it, or convert it to PNG"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DatasetError(
+            f"image {path} cannot be read", got=error, expected="a whole image",
+            fix="remove or replace it",
+        ) from error
+
+
+def _rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        wide = np.asarray(image).astype(np.float64)
+        return Image.fromarray(np.round(wide / 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise DatasetError(
+            f"image {path} has samples of unknown range", got=f"mode {image.mode}",
+            expected="8 or 16 bits a sample", fix="convert it to 8-bit PNG",
+        )
+    # A palette with transparency goes through RGBA, as Pillow asks.
+    return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+
+
+def _content(sample: Sample) -> str:
+    """SHA-256 of an image's bytes, once its header has been recognised."""
+    try:
+        with Image.open(sample.path):
+            pass
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
+            Image.DecompressionBombError, Image.DecompressionBombWarning):
+        decode(sample.path)  # says what is wrong with it
+    return digests.sha256_file(sample.path)
+
+
+def batches(
+    images: Iterable[NDArray[np.uint8]], size: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Stack images ``[H, W, 3]`` into ``[size, H, W, 3]``; the last batch may be smaller."""
+    held: list[NDArray[np.uint8]] = []
+    for image in images:
+        held.append(image)
+        if len(held) == size:
+            yield np.stack(held)
+            held = []
+    if held:
+        yield np.stack(held)
+
+
+def parallel(
+    work: Callable[[_Source], _Result], items: Iterable[_Source], ahead: int = 4
+) -> Iterator[_Result]:
+    """Map `work` over `items` in threads, at most `ahead` results early, in order.
+
+    Memory does not grow with the number of items, and an error surfaces at its own place.
+    """
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        waiting = deque()  # type: ignore[var-annotated]  # of futures
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,64 @@
+"""What this machine can do: packages, targets, devices, and where things are kept."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from typing import Any
+
+from vggdeploy import targets
+from vggdeploy.benchmarks.system import system
+from vggdeploy.cache import Cache
+
+_PACKAGES = {
+    "torch": "export", "onnx": "export", "onnxscript": "export", "onnx-ir": "export",
+    "safetensors": "export", "openvino": "openvino", "scikit-learn": "demo",
+}
+"""Optional packages, and the extra that brings each."""
+
+
+def doctor() -> dict[str, Any]:
+    """Facts about this machine, JSON-ready; nothing heavy is imported but OpenVINO's runtime."""
+    cache = Cache()
+    return {
+        "kind": "doctor",
+        "system": system(),
+        "packages": {
+            name: {"version": _version(name), "extra": extra}
+            for name, extra in _PACKAGES.items()
+        },
+        "targets": {name: _target(name) for name in targets.REGISTRY},
+        "openvino_devices": _openvino_devices(),
+        "cache": {"path": str(cache.root), "bytes": cache.size()},
+    }
+
+
+def _target(name: str) -> dict[str, Any]:
+    here = targets.get(name).availability()
+    return {
+        "available": here.ok, "reason": here.reason, "fix": here.fix,
+        "summary": targets.REGISTRY[name].summary,
+    }
+
+
+def _openvino_devices() -> dict[str, Any]:
+    """Each OpenVINO device, its full name, and the precisions it computes in."""
+    if importlib.util.find_spec("openvino") is None:
+        return {}
+    import openvino
+
+    core = openvino.Core()
+    return {
+        device: {
+            "name": core.get_property(device, "FULL_DEVICE_NAME"),
+            "precisions": sorted(core.get_property(device, "OPTIMIZATION_CAPABILITIES")),
+        }
+        for device in core.available_devices
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

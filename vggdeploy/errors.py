@@ -1,0 +1,110 @@
+"""The error tree: everything a user can cause, each with the exit code it ends in.
+
+::
+
+    VggdeployError                 exit 2, unless a subclass says otherwise
+    ├── ConfigError                a flag, a setting or a TOML file
+    ├── DatasetError               an image or a folder of images
+    ├── WeightsError               a checkpoint
+    ├── ModelError                 an ONNX graph
+    ├── CalibrationError           statistics that cannot be collected or used
+    ├── BundleError                a bundle: missing, altered, of another schema
+    ├── ResultError                a result file: missing, unreadable, of another schema
+    ├── RunnerError                a runner: wrong state, name, shape or dtype
+    └── MissingError               exit 3: this machine lacks something
+
+A message answers four questions in one line: what went wrong, what was got, what was expected,
+and how to mend it. A vendor's exception is mapped to one of these and kept as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_GATE = 1
+EXIT_INPUT = 2
+EXIT_MISSING = 3
+
+
+class VggdeployError(Exception):
+    """A failure the user can mend.
+
+    Args:
+        what: what went wrong, naming the file, tensor, flag or target.
+        got: what was found, where there is something to show.
+        expected: what would have been right.
+        fix: what to do about it.
+    """
+
+    exit_code = EXIT_INPUT
+
+    def __init__(
+        self, what: str, *, got: object = None, expected: object = None, fix: str | None = None
+    ) -> None:
+        self.what = what
+        self.got = got
+        self.expected = expected
+        self.fix = fix
+        super().__init__(self._line())
+
+    def _line(self) -> str:
+        details = [
+            f"{label} {value}"
+            for label, value in (("got", self.got), ("expected", self.expected))
+            if value is not None
+        ]
+        line = self.what + (": " + ", ".join(details) if details else "")
+        if self.fix:
+            line += f" -- {self.fix}"
+        return " ".join(line.split())
+
+
+class ConfigError(VggdeployError):
+    """A flag, a setting or a TOML file that cannot be used."""
+
+
+class DatasetError(VggdeployError):
+    """An image, or a folder of images, that cannot be used."""
+
+
+class WeightsError(VggdeployError):
+    """A checkpoint that cannot be loaded into the architecture asked for."""
+
+
+class ModelError(VggdeployError):
+    """An ONNX graph that cannot be read, checked, quantized or compiled."""
+
+
+class CalibrationError(VggdeployError):
+    """Calibration statistics that cannot be collected or used."""
+
+
+class BundleError(VggdeployError):
+    """A bundle that is missing, incomplete, altered or of another schema."""
+
+
+class ResultError(VggdeployError):
+    """A result file that is missing, unreadable or of another schema."""
+
+
+class RunnerError(VggdeployError):
+    """A runner used out of order, or given an input it does not take."""
+
+
+class MissingError(VggdeployError):
+    """This machine lacks a package, a device, disk space or the network."""
+
+    exit_code = EXIT_MISSING
+
+
+def missing_package(package: str, extra: str, purpose: str) -> MissingError:
+    """The error for an optional package that is not installed.
+
+    Args:
+        package: the import name, such as ``"openvino"``.
+        extra: the extra of this project that brings it.
+        purpose: what needs it, as the beginning of a sentence.
+    """
+    return MissingError(
+        f"{purpose} needs the package {package}, which is not installed",
+        fix=f"pip install 'vggdeploy[{extra}]'",
+    )

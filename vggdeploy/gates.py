@@ -1,0 +1,190 @@
+"""Gates: measured figures against bounds; the verdict that a CI job ends with.
+
+A bound that was asked for and has no figure to be held against makes the gate inconclusive: a
+missing measurement never passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from vggdeploy.errors import ConfigError, ResultError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Result = Mapping[str, Any]
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The bounds; None is no bound.
+
+    Attributes:
+        min_agreement: share of images with the reference's best class, 0 to 1.
+        max_drop: reference top-1 minus top-1, as a share: 0.005 is half a point.
+        min_top1: share of labelled images that are right.
+        min_cosine: smallest cosine similarity of any image's scores.
+        min_sqnr: mean signal to quantization noise of the scores, in decibels.
+        max_p50: median latency, in seconds.
+        max_p99: 99th percentile of latency, in seconds.
+        min_throughput: images a second.
+        min_utilisation: achieved MAC rate over the measured peak.
+        max_engine_bytes: size of the engine's files.
+    """
+
+    min_agreement: float | None = None
+    max_drop: float | None = None
+    min_top1: float | None = None
+    min_cosine: float | None = None
+    min_sqnr: float | None = None
+    max_p50: float | None = None
+    max_p99: float | None = None
+    min_throughput: float | None = None
+    min_utilisation: float | None = None
+    max_engine_bytes: float | None = None
+
+
+DEFAULT = Policy(min_agreement=0.99)
+"""Held when no bound is given at all: an INT8 VGG that decides one image in a hundred otherwise
+than its reference deserves a look."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One bound and what became of it."""
+
+    name: str
+    bound: float
+    value: float | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Every criterion, and the verdict over all: the worst of them.
+
+    Attributes:
+        execution: ``native``, or ``emulated`` where accuracy was judged without the device.
+        unstable: why the speed figures are not to be trusted; empty when they are.
+    """
+
+    verdict: Verdict
+    criteria: tuple[Criterion, ...]
+    execution: str | None
+    unstable: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form of a gate's result."""
+        return {"kind": "gate", **asdict(self)}
+
+
+_FIGURES: dict[str, tuple[str, Callable[[Result], Any]]] = {
+    "min_agreement": ("verify", lambda r: r["parity"]["top1_agreement"]),
+    "max_drop": ("verify", lambda r: (r["accuracy"] or {}).get("drop")),
+    "min_top1": ("verify", lambda r: (r["accuracy"] or {}).get("top1")),
+    "min_cosine": ("verify", lambda r: r["parity"]["cosine_min"]),
+    "min_sqnr": ("verify", lambda r: r["parity"]["sqnr_db"]),
+    "max_p50": ("bench", lambda r: r["latency_s"]["p50"]),
+    "max_p99": ("bench", lambda r: r["latency_s"]["p99"]),
+    "min_throughput": ("bench", lambda r: r["throughput_ips"]),
+    "min_utilisation": ("bench", lambda r: r["budget"]["utilisation"]),
+    "max_engine_bytes": ("any", lambda r: r["engine_bytes"]),
+}
+"""For each bound, the kind of result that has its figure, and where."""
+
+_SPEED = ("max_p50", "max_p99", "min_throughput", "min_utilisation")
+
+
+def policy(bounds: Mapping[str, Any]) -> Policy:
+    """A policy from bounds by name; `DEFAULT` when there is none.
+
+    Raises:
+        ConfigError: for a bound that is no number or cannot be met.
+    """
+    given = {name: value for name, value in bounds.items() if value is not None}
+    if not given:
+        return DEFAULT
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise ConfigError(f"bound {name} is wrong", got=repr(value), expected="a number",
+                              fix="mend the flag or the setting")
+        share = name in ("min_agreement", "min_top1", "min_cosine")
+        if (share and not 0 <= value <= 1) or (name == "max_drop" and not -1 <= value <= 1):
+            raise ConfigError(f"bound {name} is wrong", got=value, expected="a share, 0 to 1",
+                              fix="divide percent by 100")
+        if name.startswith("max_") and name != "max_drop" and value <= 0:
+            raise ConfigError(f"bound {name} is wrong", got=value, expected="above 0",
+                              fix="mend the flag or the setting")
+    return Policy(**given)
+
+
+def judge(results: Sequence[Result], bounds: Policy) -> Verdicts:
+    """Hold results of one bundle against `bounds`.
+
+    Raises:
+        ResultError: when the results are of different bundles, or of a kind that has no figures.
+    """
+    by_kind: dict[str, Result] = {}
+    for result in _parts(results):
+        kind = str(result["kind"])
+        if kind not in ("build", "verify", "bench"):
+            raise ResultError(
+                f"a result of kind {kind!r} has nothing to gate",
+                expected="results of build, verify, bench or run", fix="give another file",
+            )
+        if kind in by_kind:
+            raise ResultError(f"there are two results of kind {kind!r}", expected="one of each",
+                              fix="give one")
+        by_kind[kind] = result
+    digests = {kind: result["digest"] for kind, result in by_kind.items()}
+    if len(set(digests.values())) > 1:
+        raise ResultError(
+            "the results are of different bundles",
+            got=", ".join(f"{kind} of {digest[:16]}..." for kind, digest in digests.items()),
+            expected="one digest", fix="verify and bench the same bundle",
+        )
+    unstable = tuple(by_kind["bench"]["unstable_because"]) if "bench" in by_kind else ()
+    criteria = tuple(
+        _criterion(field.name, float(bound), by_kind, bool(unstable))
+        for field in fields(bounds) if (bound := getattr(bounds, field.name)) is not None
+    )
+    ranked: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
+    worst = min((c.verdict for c in criteria), key=ranked.index, default="inconclusive")
+    execution = by_kind["verify"]["execution"] if "verify" in by_kind else None
+    return Verdicts(worst, criteria, execution, unstable)
+
+
+def _parts(results: Sequence[Result]) -> list[Result]:
+    """The results themselves, a run's parts in place of the run."""
+    found: list[Result] = []
+    for result in results:
+        if result["kind"] == "run":
+            found += [result[part] for part in ("build", "verify", "bench")]
+        else:
+            found.append(result)
+    return found
+
+
+def _criterion(
+    name: str, bound: float, by_kind: Mapping[str, Result], unstable: bool
+) -> Criterion:
+    kind, figure = _FIGURES[name]
+    holders = list(by_kind.values()) if kind == "any" else \
+        [by_kind[kind]] if kind in by_kind else []
+    try:
+        value = figure(holders[0]) if holders else None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ResultError(
+            f"a {kind} result has no figure for {name}", got=f"no {error}",
+            fix="run the command again with this version",
+        ) from error
+    if value is None:
+        return Criterion(name, bound, None, "inconclusive")
+    met = value >= bound if name.startswith("min_") else value <= bound
+    if met and unstable and name in _SPEED:
+        return Criterion(name, bound, value, "inconclusive")
+    return Criterion(name, bound, value, "pass" if met else "fail")

@@ -1,0 +1,211 @@
+"""ONNX files: read, described and written, with weights left memory-mapped.
+
+Everything that reads or edits a graph goes through onnx-ir, whose tensors stay in the file until
+they are needed. onnx_ir is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggdeploy.contracts import TensorSpec
+from vggdeploy.errors import ModelError, missing_package
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnx_ir as ir
+
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+"""Operators whose multiply-accumulates are counted and that INT8 runs."""
+
+
+def read(path: Path) -> ir.Model:
+    """Load a graph; weights in external files stay memory-mapped.
+
+    Raises:
+        ModelError: when the file is missing, is no ONNX, or points outside its own folder.
+        MissingError: when onnx-ir is not installed.
+    """
+    try:
+        import onnx_ir
+    except ImportError as error:
+        raise missing_package("onnx_ir", "export", "an ONNX graph") from error
+    if not path.is_file():
+        raise ModelError(f"ONNX file {path} does not exist", fix="check the path")
+    try:
+        model = onnx_ir.load(path)
+        tensors = [value.const_value for value in model.graph.initializers.values()]
+        for tensor in tensors:
+            if isinstance(tensor, onnx_ir.ExternalTensor):
+                _check_external(path, tensor)
+    except ModelError:
+        raise
+    except Exception as error:  # protobuf, onnx-ir and numpy each have errors of their own
+        raise ModelError(
+            f"ONNX file {path} cannot be read", got=str(error).split("\n")[0] or type(error).__name__,
+            expected="a whole ONNX model", fix="export or copy it again",
+        ) from error
+    if not len(model.graph):
+        raise ModelError(
+            f"ONNX file {path} holds no node", expected="a network", fix="export or copy it again"
+        )
+    return model
+
+
+def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
+    folder = path.parent.resolve()
+    location = (folder / tensor.location).resolve()
+    if not location.is_relative_to(folder):
+        raise ModelError(
+            f"ONNX file {path}: tensor {tensor.name!r} lies outside of its folder",
+            got=tensor.location, fix="do not use this file",
+        )
+    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    if not location.is_file() or location.stat().st_size < end:
+        raise ModelError(
+            f"ONNX file {path}: the data of tensor {tensor.name!r} is missing or cut short",
+            got=f"{location.stat().st_size if location.is_file() else 0:,} bytes in "
+                f"{tensor.location}",
+            expected=f"{end:,} or more", fix="copy the .data file along with the .onnx file",
+        )
+
+
+def data_files(path: Path, model: ir.Model) -> list[Path]:
+    """The files beside `path` that hold its weights, sorted."""
+    import onnx_ir
+
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sorted({
+        path.parent / tensor.location for tensor in tensors
+        if isinstance(tensor, onnx_ir.ExternalTensor)
+    })
+
+
+def write(model: ir.Model, path: Path, *, external: bool) -> None:
+    """Save a graph; `external` puts the weights into ``<name>.data`` beside it."""
+    import onnx_ir
+
+    if external:
+        onnx_ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        onnx_ir.external_data.load_to_model(model)
+        onnx_ir.save(model, path)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a graph takes and gives. None in a shape stands for the batch."""
+
+    input: TensorSpec
+    output: TensorSpec
+
+
+def signature(model: ir.Model) -> Signature:
+    """The one input and the one output of an image classifier.
+
+    Raises:
+        ModelError: for several inputs or outputs, an input that is no image batch, or unknown
+            shapes.
+    """
+    inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
+    for name, found in (("input", inputs), ("output", model.graph.outputs)):
+        if len(found) != 1:
+            raise ModelError(
+                f"the graph has {len(found)} {name}s", got=", ".join(str(v.name) for v in found),
+                expected="one", fix="cut the graph to a classifier of one image batch",
+            )
+    specs = []
+    for value, rank in ((inputs[0], 4), (model.graph.outputs[0], 2)):
+        shape = static_shape(value)
+        if shape is None or len(shape) != rank or any(side is None for side in shape[1:]):
+            raise ModelError(
+                f"tensor {value.name!r} has no usable shape",
+                got="none" if shape is None else str(list(shape)),
+                expected="[batch, channels, height, width] in and [batch, classes] out, "
+                         "all but the batch fixed",
+                fix="export the model with fixed image sizes",
+            )
+        specs.append(TensorSpec(str(value.name), (None, *shape[1:])))
+    if 3 not in (specs[0].shape[1], specs[0].shape[3]):
+        raise ModelError(
+            f"input {specs[0].name!r} is no RGB image", got=specs[0], expected="3 channels",
+            fix="cut the graph to a classifier of one image batch",
+        )
+    return Signature(*specs)
+
+
+def static_shape(value: ir.Value) -> tuple[int | None, ...] | None:
+    """A value's shape with None for what is not fixed; None where there is none."""
+    if value.shape is None:
+        return None
+    return tuple(side if isinstance(side, int) else None for side in value.shape)
+
+
+@dataclass(frozen=True)
+class WeightedNode:
+    """A convolution or matrix product with constant weights.
+
+    Attributes:
+        weight: the initializer.
+        channel_axis: the axis of `weight` that runs over output channels.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    channel_axis: int
+
+    @property
+    def name(self) -> str:
+        """The weight's name without its ending: ``features.0`` for ``features.0.weight``."""
+        return str(self.weight.name).removesuffix(".weight")
+
+
+def weighted(model: ir.Model) -> Iterator[WeightedNode]:
+    """Every node whose multiply-accumulates have constant weights, in order."""
+    for node in model.graph:
+        if node.domain or node.op_type not in WEIGHTED:
+            continue
+        weight = node.inputs[1]
+        if weight is None or weight.const_value is None:
+            continue
+        rank = len(weight.const_value.shape)
+        if node.op_type == "MatMul" and rank != 2:
+            continue
+        yield WeightedNode(node, weight, 0 if _rows_are_outputs(node) else 1)
+
+
+def _rows_are_outputs(node: ir.Node) -> bool:
+    return node.op_type == "Conv" or bool(attribute(node, "transB", 0))
+
+
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    """An attribute's value, or the operator's default."""
+    return node.attributes[name].value if name in node.attributes else default
+
+
+def layer_rows(model: ir.Model) -> list[dict[str, Any]]:
+    """The budget of a graph: name, output shape for one image, parameters and MACs of each layer.
+
+    A weighted operator's MACs for one image are its weights times the output positions that each
+    is used at.
+    """
+    rows = []
+    for found in weighted(model):
+        output = static_shape(found.node.outputs[0]) or ()
+        tensor = found.weight.const_value
+        assert tensor is not None
+        weights = math.prod(int(side) for side in tensor.shape)
+        positions = math.prod(side or 1 for side in output[2:]) if found.node.op_type == "Conv" \
+            else 1
+        bias = found.node.inputs[2] if len(found.node.inputs) > 2 else None
+        has_bias = bias is not None and bias.const_value is not None
+        rows.append({
+            "name": found.name, "output": [side or 1 for side in output[1:]],
+            "params": weights + (math.prod(bias.const_value.shape) if has_bias else 0),
+            "macs": weights * positions, "receptive_field": None,
+        })
+    return rows

@@ -1,0 +1,210 @@
+"""From a decoded image to the network's input, written once and recorded in every bundle.
+
+Two steps, so that the first can be stored: geometry gives uint8 ``[H, W, 3]`` (what probes hold),
+arithmetic gives float32 ``[N, 3, H, W]`` or ``[N, H, W, 3]``. A preprocessing other than the one
+the network was trained with costs more accuracy than INT8 does.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from vggdeploy.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an RGB image becomes the network's input.
+
+    ``x = (pixel * scale - mean) / std`` for each channel, in the order of ``channels``.
+    ``resize`` is ``"shortest"`` (shortest side to ``resize_to``, then a centre crop) or
+    ``"stretch"`` (straight to ``size``). Pillow's filters are antialiased.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    resize: Literal["shortest", "stretch"] = "shortest"
+    resize_to: int = 256
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    channels: Literal["rgb", "bgr"] = "rgb"
+    scale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    layout: Literal["nchw", "nhwc"] = "nchw"
+
+    def geometry(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize and crop an RGB image: uint8 ``[H, W, 3]``, channels still RGB."""
+        height, width = self.size
+        method = _INTERPOLATIONS[self.interpolation]
+        if self.resize == "stretch":
+            image = image.resize((width, height), method)
+        else:
+            # torchvision's Resize(int): the longer side is truncated, not rounded.
+            short, to = min(image.size), self.resize_to
+            scaled = tuple(to if side == short else int(to * side / short) for side in image.size)
+            image = image.resize((scaled[0], scaled[1]), method)
+            left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+            image = image.crop((left, top, left + width, top + height))
+        return np.asarray(image, dtype=np.uint8)
+
+    def arithmetic(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Normalize uint8 ``[N, H, W, 3]`` RGB pixels into the network's float32 input."""
+        x = pixels[..., ::-1] if self.channels == "bgr" else pixels
+        scale = np.float32(self.scale) / np.asarray(self.std, np.float32)
+        shift = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+        x = x.astype(np.float32) * scale - shift
+        if self.layout == "nchw":
+            x = x.transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(x, dtype=np.float32)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """The network's input for one image, in the order of ``layout``."""
+        return (3, *self.size) if self.layout == "nchw" else (*self.size, 3)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready mapping that `from_mapping` takes back."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+
+PRESETS: dict[str, Preprocess] = {
+    # torchvision's, for its VGG checkpoints.
+    "imagenet": Preprocess(),
+    # Simonyan and Zisserman's own, for weights converted from Caffe.
+    "caffe": Preprocess(
+        channels="bgr", scale=1.0, mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0)
+    ),
+    # Pixels in 0 to 1 and nothing more.
+    "unit": Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+    # ImageNet's statistics on the demo's digits, whose edges a centre crop would cut off.
+    "demo": Preprocess(resize="stretch"),
+}
+
+
+def load(name_or_file: str) -> Preprocess:
+    """A preset by name, or a TOML file.
+
+    Raises:
+        ConfigError: for an unknown name, an unreadable file, an unknown key or a wrong value.
+    """
+    if name_or_file in PRESETS:
+        return PRESETS[name_or_file]
+    path = Path(name_or_file)
+    if path.suffix != ".toml":
+        raise ConfigError(
+            f"unknown preprocessing {name_or_file!r}",
+            expected="one of " + ", ".join(PRESETS) + ", or a .toml file",
+            fix="choose one with --preprocess",
+        )
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"preprocessing file {path} does not exist", fix="check the path"
+        ) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(
+            f"preprocessing file {path} cannot be read", got=error, fix="mend the file"
+        ) from error
+    return from_mapping(table, where=str(path))
+
+
+def from_mapping(table: dict[str, Any], *, where: str) -> Preprocess:
+    """Build and check a `Preprocess`; `where` names the source in errors.
+
+    Raises:
+        ConfigError: for an unknown key or a value that cannot be.
+    """
+    known = {field.name for field in fields(Preprocess)}
+    for key in table:
+        if key not in known:
+            raise ConfigError(
+                f"{where}: unknown key {key!r}", expected="one of " + ", ".join(sorted(known)),
+                fix="remove or rename it",
+            )
+
+    def numbers(key: str, count: int, kind: type) -> tuple[Any, ...]:
+        value = table.get(key, getattr(Preprocess, key))
+        if (
+            not isinstance(value, list | tuple)
+            or len(value) != count
+            or not all(_is_number(v, kind) for v in value)
+        ):
+            raise ConfigError(
+                f"{where}: {key} is wrong", got=value,
+                expected=f"{count} {'whole numbers' if kind is int else 'finite numbers'}",
+                fix="mend the value",
+            )
+        return tuple(kind(v) for v in value)
+
+    def choice(key: str, options: tuple[str, ...]) -> Any:
+        value = table.get(key, getattr(Preprocess, key))
+        if value not in options:
+            raise ConfigError(
+                f"{where}: {key} is wrong", got=repr(value),
+                expected="one of " + ", ".join(options), fix="mend the value",
+            )
+        return value
+
+    def number(key: str, kind: type) -> Any:
+        value = table.get(key, getattr(Preprocess, key))
+        if not _is_number(value, kind):
+            raise ConfigError(
+                f"{where}: {key} is wrong", got=repr(value), expected="a number",
+                fix="mend the value",
+            )
+        return kind(value)
+
+    made = Preprocess(
+        size=numbers("size", 2, int),  # type: ignore[arg-type]  # two by construction
+        resize=choice("resize", ("shortest", "stretch")),
+        resize_to=number("resize_to", int),
+        interpolation=choice("interpolation", tuple(_INTERPOLATIONS)),
+        channels=choice("channels", ("rgb", "bgr")),
+        scale=number("scale", float),
+        mean=numbers("mean", 3, float),  # type: ignore[arg-type]  # three by construction
+        std=numbers("std", 3, float),  # type: ignore[arg-type]
+        layout=choice("layout", ("nchw", "nhwc")),
+    )
+    if min(made.size) < 1:
+        raise ConfigError(f"{where}: size is wrong", got=made.size, expected="1 pixel or more",
+                          fix="mend the value")
+    if min(made.std) <= 0 or made.scale <= 0:
+        raise ConfigError(f"{where}: std and scale divide and multiply the pixels",
+                          got=f"std {made.std}, scale {made.scale}", expected="all above 0",
+                          fix="mend the value")
+    if made.resize == "shortest" and made.resize_to < max(made.size):
+        raise ConfigError(
+            f"{where}: the crop is larger than the resized image",
+            got=f"resize_to {made.resize_to}, size {made.size}",
+            expected=f"resize_to of {max(made.size)} or more",
+            fix='raise resize_to, or set resize = "stretch"',
+        )
+    return made
+
+
+def _is_number(value: object, kind: type) -> bool:
+    if isinstance(value, bool):
+        return False
+    if kind is int:
+        return isinstance(value, int)
+    return isinstance(value, int | float) and bool(np.isfinite(value))

@@ -1,0 +1,362 @@
+"""The reference: VGG as a torch module, and the weights that go into it.
+
+The module carries torchvision's parameter names (``features.0.weight`` ... ``classifier.6.bias``),
+so its checkpoints load as they are. torch and safetensors are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import urllib.error
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vggdeploy import digests, topology
+from vggdeploy.demo import CHECKPOINT, widen
+from vggdeploy.errors import MissingError, WeightsError, missing_package
+from vggdeploy.topology import Network
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from numpy.typing import NDArray
+
+METADATA_KEY = "vggdeploy"
+"""Where a .safetensors file of ours says which network it belongs to."""
+
+# torchvision.models.VGG16_Weights.IMAGENET1K_V1; the file name carries the hash torch checks.
+_PUBLISHED = {
+    "vgg11": "vgg11-8a719046.pth", "vgg11_bn": "vgg11_bn-6002323d.pth",
+    "vgg13": "vgg13-19584684.pth", "vgg13_bn": "vgg13_bn-abd245e5.pth",
+    "vgg16": "vgg16-397923af.pth", "vgg16_bn": "vgg16_bn-6c64b313.pth",
+    "vgg19": "vgg19-dcbb9e9d.pth", "vgg19_bn": "vgg19_bn-c79401a0.pth",
+}
+_PUBLISHED_AT = "https://download.pytorch.org/models/"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where weights come from, checked against nothing yet.
+
+    ``source`` is ``"demo"``, ``"imagenet"`` or an absolute path; ``sha256`` is the file's.
+    ``preprocess`` names the preset that the network was trained with.
+    """
+
+    source: str
+    path: Path
+    sha256: str
+    network: Network
+    preprocess: str
+    demo: bool = False
+
+
+def locate(
+    source: str, *, arch: str | None = None, num_classes: int | None = None,
+    input_size: tuple[int, int] = (224, 224),
+) -> Weights:
+    """Find the checkpoint that `source` names and the network it belongs to.
+
+    Args:
+        source: ``"demo"``, ``"imagenet"``, or a .safetensors, .pth or .pt file.
+        arch: one of `topology.ARCHITECTURES`; vgg16, or what the file says, when None.
+        num_classes: outputs of the network; 1000, or what the file says, when None.
+        input_size: height and width of the image.
+
+    Raises:
+        WeightsError: for a file that is not there, or a source that does not fit `arch`.
+        MissingError: when the published checkpoint cannot be fetched.
+    """
+    if source == "demo":
+        for flag, value, only in (("--arch", arch, "vgg16"), ("--num-classes", num_classes, 1000)):
+            if value is not None and value != only:
+                raise WeightsError(
+                    f"the demo weights fit {flag} {only} alone", got=value,
+                    fix=f"drop {flag}, or give --weights FILE",
+                )
+        network = topology.vgg("vgg16", input_size=input_size)
+        return Weights("demo", CHECKPOINT, digests.sha256_file(CHECKPOINT), network, "demo", True)
+    path = _fetch(arch or "vgg16") if source == "imagenet" else Path(source).expanduser().resolve()
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise WeightsError(
+            f"unknown weights {source!r}",
+            expected="demo, imagenet, or a .safetensors, .pth or .pt file",
+            fix="choose one with --weights",
+        )
+    if not path.is_file():
+        raise WeightsError(f"weights file {path} does not exist", fix="check the path")
+    said = _metadata(path)
+    network = topology.vgg(
+        arch or said.get("arch", "vgg16"),
+        num_classes=num_classes or said.get("num_classes", 1000),
+        input_size=input_size,
+        width_divisor=said.get("width_divisor", 1),
+    )
+    return Weights(
+        "imagenet" if source == "imagenet" else str(path), path, digests.sha256_file(path),
+        network, said.get("preprocess", "imagenet"),
+    )
+
+
+def load(weights: Weights) -> torch.nn.Module:
+    """The reference module in evaluation mode, weights checked and in place, float32.
+
+    It takes ``[N, 3, H, W]`` and gives ``[N, classes]`` scores.
+
+    Raises:
+        WeightsError: naming the file and the first key that differs.
+        MissingError: when torch or safetensors is not installed.
+    """
+    import torch
+
+    state: Mapping[str, torch.Tensor]
+    if weights.demo:
+        slim = read(weights.path)
+        wide = widen.widen({k: v.float().numpy() for k, v in slim.items()}, weights.network)
+        state = {key: torch.from_numpy(array) for key, array in wide.items()}
+    else:
+        state = read(weights.path)
+    module = build(weights.network)
+    _check(weights, module, state)
+    # assign keeps a memory-mapped file mapped: nothing is copied until it is read.
+    module.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def build(network: Network) -> torch.nn.Module:
+    """The torch module of `network`, without storage (on the meta device).
+
+    Raises:
+        MissingError: when torch is not installed.
+    """
+    torch = _torch()
+    nn = torch.nn
+    makers: dict[str, Any] = {
+        "conv": lambda l: nn.Conv2d(l.in_channels, l.out_channels, l.kernel, l.stride, l.padding),
+        "batchnorm": lambda l: nn.BatchNorm2d(l.out_channels),
+        "relu": lambda l: nn.ReLU(inplace=True),
+        "maxpool": lambda l: nn.MaxPool2d(l.kernel, l.stride, l.padding),
+        "avgpool": lambda l: nn.AdaptiveAvgPool2d((l.kernel, l.kernel)),
+        "dropout": lambda l: nn.Dropout(),
+        "linear": lambda l: nn.Linear(l.in_channels, l.out_channels),
+    }
+    with torch.device("meta"):
+        features = [l for l in network.layers if l.name.startswith("features.")]
+        classifier = [l for l in network.layers if l.name.startswith("classifier.")]
+        (pool,) = (l for l in network.layers if l.name == "avgpool")
+        return _module_class()(
+            nn.Sequential(*(makers[l.kind](l) for l in features)),
+            makers[pool.kind](pool),
+            nn.Sequential(*(makers[l.kind](l) for l in classifier)),
+        )
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_package("torch", "export", "the reference network") from error
+    return torch
+
+
+def _module_class() -> type[torch.nn.Module]:
+    """The module's class, made on first use so that importing this file needs no torch."""
+    global _class
+    if _class is None:
+        torch = _torch()
+
+        class VGG(torch.nn.Module):  # type: ignore[misc, name-defined]
+            """features, adaptive average pool, classifier: torchvision's three parts."""
+
+            def __init__(self, features: Any, avgpool: Any, classifier: Any) -> None:
+                super().__init__()
+                self.features = features
+                self.avgpool = avgpool
+                self.classifier = classifier
+
+            def forward(self, image: Any) -> Any:
+                return self.classifier(self.avgpool(self.features(image)).flatten(1))
+
+        _class = VGG
+    return _class
+
+
+_class: type[Any] | None = None
+
+
+def fold_batchnorm(module: torch.nn.Module) -> torch.nn.Module:
+    """The same function without BatchNorm: each is folded into the convolution before it.
+
+    Module names stay as they are (a folded BatchNorm becomes Identity).
+    """
+    import torch
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    parts = module.features
+    assert isinstance(parts, torch.nn.Sequential)
+    for index, layer in enumerate(parts):
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            conv = parts[index - 1]
+            assert isinstance(conv, torch.nn.Conv2d)
+            parts[index - 1] = fuse_conv_bn_eval(conv.eval(), layer.eval())
+            parts[index] = torch.nn.Identity()
+    return module.requires_grad_(False)
+
+
+def outputs(module: torch.nn.Module, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores ``[N, classes]`` of a float32 batch ``[N, 3, H, W]``."""
+    import torch
+
+    with torch.inference_mode():
+        result: NDArray[np.float32] = module(torch.from_numpy(batch)).numpy()
+    return result
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, memory-mapped where the format allows; code is never run.
+
+    Raises:
+        WeightsError: for a truncated or damaged file, or one whose pickle holds code.
+    """
+    torch = _torch()
+    if path.suffix == ".safetensors":
+        try:
+            import safetensors
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise missing_package("safetensors", "export", "a .safetensors file") from error
+        try:
+            tensors: dict[str, torch.Tensor] = load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"weights file {path} cannot be read", got=error,
+                expected="a whole safetensors file", fix="fetch or copy it again",
+            ) from error
+        return tensors
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"weights file {path} holds more than tensors, or is damaged",
+            got=str(error).splitlines()[0], expected="a state dict of tensors alone",
+            fix="save it again with torch.save(model.state_dict(), FILE), or as .safetensors",
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise WeightsError(
+            f"weights file {path} cannot be read", got=str(error).splitlines()[0],
+            expected="a whole checkpoint", fix="fetch or copy it again",
+        ) from error
+    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        raise WeightsError(
+            f"weights file {path} is not a state dict", got=type(state).__name__,
+            expected="a mapping of names to tensors",
+            fix="save it again with torch.save(model.state_dict(), FILE)",
+        )
+    return state
+
+
+def save(path: Path, tensors: Mapping[str, NDArray[Any]], network: Network, preprocess: str) -> None:
+    """Write a .safetensors file that says which network it belongs to."""
+    from safetensors.numpy import save_file
+
+    said = {
+        "arch": network.arch, "num_classes": network.num_classes,
+        "width_divisor": network.width_divisor, "preprocess": preprocess,
+    }
+    save_file(dict(tensors), path, metadata={METADATA_KEY: json.dumps(said)})
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """What `save` recorded in a .safetensors file; empty for any other."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        import safetensors
+    except ImportError as error:
+        raise missing_package("safetensors", "export", "a .safetensors file") from error
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            said = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"weights file {path} cannot be read", got=error,
+            expected="a whole safetensors file", fix="fetch or copy it again",
+        ) from error
+    kinds = {"arch": str, "num_classes": int, "width_divisor": int, "preprocess": str}
+    for key, kind in kinds.items():
+        if key in said and (not isinstance(said[key], kind) or said[key] == 0):
+            raise WeightsError(
+                f"weights file {path}: metadata {key} is wrong", got=said[key],
+                expected=f"a {kind.__name__}", fix="fetch or copy it again",
+            )
+    return {key: said[key] for key in kinds if key in said}
+
+
+def _check(
+    weights: Weights, module: torch.nn.Module, state: Mapping[str, torch.Tensor]
+) -> None:
+    """Compare names, then shapes, and name the first difference."""
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    # Checkpoints older than PyTorch 0.4.1 have no batch counters, which inference never reads.
+    for key in wanted:
+        if key.endswith("num_batches_tracked"):
+            given.setdefault(key, ())
+    where = f"weights file {weights.path} does not fit {weights.network.arch}"
+    for key in [*wanted, *given]:
+        if key not in given or key not in wanted:
+            raise WeightsError(
+                where, got=f"{'no' if key not in given else 'an unknown'} key {key!r}",
+                expected=f"the {len(wanted)} keys of torchvision's {weights.network.arch}",
+                fix=_suggest(weights, given),
+            )
+    for key, shape in wanted.items():
+        if given[key] != shape:
+            classes = key in ("classifier.6.weight", "classifier.6.bias")
+            raise WeightsError(
+                where, got=f"{key} of shape {list(given[key])}", expected=str(list(shape)),
+                fix=f"give --num-classes {given[key][0]}" if classes and given[key]
+                else _suggest(weights, given),
+            )
+
+
+def _suggest(weights: Weights, given: Mapping[str, tuple[int, ...]]) -> str:
+    """The --arch that the file's keys and shapes do fit, if there is one."""
+    for arch in topology.ARCHITECTURES:
+        other = build(replace(topology.vgg(arch), num_classes=weights.network.num_classes))
+        shapes = {
+            key: tuple(value.shape) for key, value in other.state_dict().items()
+            if not key.startswith("classifier.6.") and not key.endswith("num_batches_tracked")
+        }
+        if all(given.get(key) == shape for key, shape in shapes.items()) and (
+            sum(key.startswith("features") and key.endswith("weight") for key in given)
+            == sum(key.startswith("features") and key.endswith("weight") for key in shapes)
+        ):
+            return f"the file looks like {arch}: give --arch {arch}"
+    return "give a checkpoint with torchvision's names, or the right --arch"
+
+
+def _fetch(arch: str) -> Path:
+    """torchvision's published checkpoint, fetched by torch with its hash checked."""
+    torch = _torch()
+    if arch not in _PUBLISHED:
+        topology.vgg(arch)  # names the known ones
+    name = _PUBLISHED[arch]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(
+                _PUBLISHED_AT + name, str(path), hash_prefix=name.split("-")[1].split(".")[0]
+            )
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            raise MissingError(
+                f"the published checkpoint {name} cannot be fetched", got=error,
+                expected="a connection to download.pytorch.org",
+                fix=f"put the file at {path}, give --weights FILE, or use --weights demo",
+            ) from error
+    return path

@@ -1,0 +1,80 @@
+"""Result files: JSON with a schema and a kind, written whole and never over another."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggdeploy import atomic
+from vggdeploy.errors import ConfigError, ResultError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMA = 1
+STDOUT = "-"
+
+
+def refuse_overwrite(destination: str | None, force: bool) -> None:
+    """Say no before the work is done when a result could not be written after it.
+
+    Raises:
+        ConfigError: when the file exists and `force` is not given, or its folder is missing.
+    """
+    if destination in (None, STDOUT):
+        return
+    path = Path(str(destination))
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists", fix="give --force, or another --json")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(
+            f"{path} cannot be written",
+            got="a folder" if path.is_dir() else f"no folder {path.parent}",
+            fix="give --json the path of a file in a folder that exists",
+        )
+    with atomic.writing(path):
+        probe = path.absolute().parent / f".{path.name}.probe"
+        probe.touch()
+        probe.unlink()
+
+
+def write(result: Mapping[str, Any], destination: str | None) -> None:
+    """Write a result to a file, or to standard output for ``-``; nothing when None."""
+    if destination is None:
+        return
+    text = json.dumps({"schema": SCHEMA, **result}, indent=1, allow_nan=False) + "\n"
+    if destination == STDOUT:
+        sys.stdout.write(text)
+    else:
+        atomic.write_text(Path(destination), text)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a result of any kind.
+
+    Raises:
+        ResultError: when the file is missing, no result, or of another schema.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ResultError(f"result {path} does not exist", fix="check the path") from error
+    except (OSError, ValueError) as error:
+        raise ResultError(
+            f"result {path} cannot be read", got=error,
+            expected="JSON that a command's --json wrote", fix="run the command again",
+        ) from error
+    if not isinstance(result, dict) or "kind" not in result:
+        raise ResultError(
+            f"{path} is no result", expected="JSON that a command's --json wrote",
+            fix="check the path",
+        )
+    if result.get("schema") != SCHEMA:
+        raise ResultError(
+            f"result {path} is of another schema", got=result.get("schema"), expected=SCHEMA,
+            fix="run the command again with this version",
+        )
+    return result
+

@@ -1,0 +1,151 @@
+"""torch in FP32, as written: the reference, run through the same harness as the engines."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vggdeploy import graphs, reference, topology
+from vggdeploy.contracts import Availability, Probe, Runner, Target, TensorSpec
+from vggdeploy.errors import BundleError, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from vggdeploy.bundle import Bundle
+    from vggdeploy.contracts import CompileOptions, Outputs, RunOptions
+    from vggdeploy.topology import Network
+
+ENGINE = "model.safetensors"
+NETWORK = "network.json"
+
+
+class Torch(Target):
+    """The reference network in torch, on the CPU."""
+
+    def availability(self) -> Availability:
+        for package in ("torch", "safetensors"):
+            if importlib.util.find_spec(package) is None:
+                return Availability(
+                    False, f"the package {package} is not installed",
+                    "pip install 'vggdeploy[export]'",
+                )
+        return Availability(True)
+
+    def version(self) -> str:
+        return f"torch {importlib.metadata.version('torch')}"
+
+    def compile(self, onnx: Path, options: CompileOptions, out_dir: Path) -> tuple[Path, ...]:
+        from safetensors.numpy import save_file
+
+        network = options.network
+        if network is None:
+            raise ModelError(
+                f"{self.name} runs networks of the VGG family alone", got="a foreign ONNX graph",
+                fix="build ov-fp32 in its place",
+            )
+        model = graphs.read(onnx)
+        tensors: dict[str, NDArray[np.float32]] = {}
+        for layer in network.layers:
+            if layer.kind not in ("conv", "linear"):
+                continue
+            found = model.graph.initializers
+            weight = found[f"{layer.name}.weight"].const_value
+            assert weight is not None
+            tensors[f"{layer.name}.weight"] = weight.numpy()
+            # The exporter drops a bias of zeros.
+            bias = found[f"{layer.name}.bias"].const_value if f"{layer.name}.bias" in found \
+                else None
+            tensors[f"{layer.name}.bias"] = (
+                np.zeros(layer.out_channels, np.float32) if bias is None else bias.numpy()
+            )
+        save_file(tensors, out_dir / ENGINE)
+        (out_dir / NETWORK).write_text(json.dumps({
+            "arch": network.arch, "num_classes": network.num_classes,
+            "input_size": list(network.input[1:]), "width_divisor": network.width_divisor,
+        }))
+        return out_dir / ENGINE, out_dir / NETWORK
+
+    def open(self, bundle: Bundle, options: RunOptions) -> Runner:
+        said = json.loads((bundle.path / NETWORK).read_text())
+        network = topology.vgg(
+            said["arch"], num_classes=said["num_classes"], input_size=tuple(said["input_size"]),
+            width_divisor=said["width_divisor"],
+        )
+
+        def module() -> Any:
+            made = reference.fold_batchnorm(reference.build(network).eval())
+            state = reference.read(bundle.path / ENGINE)
+            missing = made.load_state_dict(state, strict=False, assign=True)
+            if missing.missing_keys or missing.unexpected_keys:
+                raise BundleError(
+                    f"bundle {bundle.path} does not hold its network's weights",
+                    got=f"{missing.missing_keys + missing.unexpected_keys}",
+                    fix="build it again",
+                )
+            return made
+
+        return TorchRunner(
+            module, TensorSpec("image", (options.batch, *network.input)),
+            TensorSpec("logits", (options.batch, network.num_classes)), f"torch-fp32 {bundle.path}",
+        )
+
+    def probes(self, options: RunOptions) -> Sequence[Probe]:
+        found = []
+        for channels, side in ((256, 56), (512, 28)):
+            runner = TorchRunner(
+                lambda c=channels: _convolution(c),
+                TensorSpec("image", (1, channels, side, side)),
+                TensorSpec("out", (1, channels, side, side)), f"conv {channels}x{side}x{side}",
+            )
+            found.append(Probe(runner.name, runner, macs=side**2 * channels**2 * 9))
+        inputs, outputs = 8192, 4096
+        runner = TorchRunner(
+            lambda: _matrix(inputs, outputs), TensorSpec("image", (1, inputs)),
+            TensorSpec("out", (1, outputs)), "matrix-vector product",
+        )
+        found.append(Probe(runner.name, runner, bytes=4 * inputs * outputs))
+        return found
+
+
+class TorchRunner(Runner):
+    """Runs a torch module; `make` gives it when the runner is opened."""
+
+    def __init__(
+        self, make: Callable[[], Any], taken: TensorSpec, given: TensorSpec, name: str
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.input = taken
+        self.outputs = (given,)
+        self._make = make
+        self._module: Any = None
+
+    def _start(self) -> None:
+        self._module = self._make()
+        self.details = {"device": "CPU", "requests": 1}
+
+    def _stop(self) -> None:
+        self._module = None
+
+    def _infer(self, batch: NDArray[np.float32]) -> Outputs:
+        return {self.outputs[0].name: reference.outputs(self._module, batch)}
+
+
+def _convolution(channels: int) -> Any:
+    import torch
+
+    return torch.nn.Conv2d(channels, channels, 3, padding=1).requires_grad_(False)
+
+
+def _matrix(inputs: int, outputs: int) -> Any:
+    import torch
+
+    return torch.nn.Linear(inputs, outputs).requires_grad_(False)

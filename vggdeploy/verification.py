@@ -1,0 +1,100 @@
+"""Verification: a bundle's engine against the reference, and against labels where there are any.
+
+With a folder of images, the reference is computed anew from what the manifest says the bundle was
+built from; without one, or where that is gone, the bundle's own probes are judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vggdeploy import bundle, dataset, parity, sources
+from vggdeploy.cache import Cache
+from vggdeploy.contracts import RunOptions, Silent
+from vggdeploy.errors import DatasetError, MissingError, ModelError, WeightsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from vggdeploy.bundle import Bundle
+    from vggdeploy.contracts import Reporter
+    from vggdeploy.dataset import Dataset
+
+
+def verify(
+    path: Path, *, data: str | None = None, reference: Path | None = None, device: str = "CPU",
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Judge a bundle.
+
+    Args:
+        path: the bundle.
+        data: a folder of images, labelled or not, or ``demo`` for the demo's held-out digits.
+        reference: the weights or the graph that the bundle was built from, where they lie now.
+        device: the backend's own name of the device.
+        reporter: told the progress.
+
+    Returns:
+        ``parity``, ``accuracy`` (None without labels), ``execution``, what was ``judged`` (``data``
+        or ``probes``) and a ``note`` where that is not what was asked for.
+
+    Raises:
+        VggdeployError: one of its kinds.
+    """
+    reporter = reporter or Silent()
+    opened = bundle.open_bundle(path)
+    target = sources.available(opened.target)
+    note = ""
+    judged = "probes"
+    probes = opened.probes()
+    images: Iterable[NDArray[np.uint8]] = probes.images
+    expected, labels, count = probes.reference, probes.labels, len(probes.images)
+    if data is not None:
+        store = Cache()
+        folder = sources.demo_images("heldout", store) if data == sources.DEMO \
+            else dataset.scan(Path(data).expanduser())
+        _check_labels(folder, opened)
+        try:
+            source = sources.from_file(reference, opened.manifest) if reference \
+                else sources.from_manifest(opened.manifest)
+            expected = np.load(
+                sources.scores(source, folder, store, reporter).path / sources.SCORES,
+                allow_pickle=False,
+            )
+        except (WeightsError, ModelError, MissingError) as error:
+            if reference is not None:
+                raise
+            note = f"the probes were judged, not {data}: {error}"
+        else:
+            judged = "data"
+            images, labels, count = folder.pixels(opened.preprocess), folder.labels(), len(folder)
+    with target.open(opened, RunOptions(device=device, goal="throughput")) as runner:
+        name = runner.outputs[0].name
+        batches = (opened.preprocess.arithmetic(image[None]) for image in images)
+        found = np.concatenate([
+            outputs[name].copy()
+            for outputs in reporter.track(runner.infer_many(batches), count, "running the engine")
+        ])
+    return {
+        "kind": "verify", "bundle": str(path), "target": opened.target,
+        "digest": opened.manifest["digest"], "engine_bytes": opened.engine_bytes,
+        "judged": judged, "note": note, "execution": "native", "device": runner.details,
+        "parity": asdict(parity.parity(expected, found)),
+        "accuracy": None if labels is None else asdict(parity.accuracy(expected, found, labels)),
+    }
+
+
+def _check_labels(folder: Dataset, opened: Bundle) -> None:
+    labels = folder.labels()
+    classes = int(opened.manifest["output"]["shape"][-1])
+    if labels is not None and labels.max() >= classes:
+        raise DatasetError(
+            f"{folder.root} has more classes than the network", got=f"{int(labels.max()) + 1}",
+            expected=f"{classes} at most", fix="give --data the folder that belongs to the network",
+        )
