@@ -12,9 +12,9 @@ import numpy as np
 from vggdeploy import budget, bundle
 from vggdeploy.benchmarks import harness, statistics
 from vggdeploy.benchmarks.harness import Effort
-from vggdeploy.benchmarks.system import system
 from vggdeploy.contracts import RunOptions, Silent
 from vggdeploy.errors import ConfigError
+from vggdeploy.machine import system
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +44,10 @@ class BenchOptions:
 
 
 def bench(
-    opened: Bundle, target: Target, options: BenchOptions, reporter: Reporter | None = None,
+    opened: Bundle,
+    target: Target,
+    options: BenchOptions,
+    reporter: Reporter | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """Measure `opened` on `target`'s device.
@@ -58,17 +61,18 @@ def bench(
         MissingError: when this machine cannot run it.
     """
     if options.batch < 1:
-        raise ConfigError("the batch is too small", got=options.batch, expected="1 or more",
-                          fix="mend --batch")
+        raise ConfigError(
+            "the batch is too small", got=options.batch, expected="1 or more", fix="mend --batch"
+        )
     if not options.seconds > 0:
-        raise ConfigError("the time is too short", got=options.seconds, expected="above 0",
-                          fix="mend --seconds")
+        raise ConfigError(
+            "the time is too short", got=options.seconds, expected="above 0", fix="mend --seconds"
+        )
     reporter = reporter or Silent()
     effort = Effort(options.seconds, QUERIES)
     batches = _batches(opened, options.batch)
     runs = {
-        goal: RunOptions(options.device, options.batch, goal)  # type: ignore[arg-type]
-        for goal in ("latency", "throughput")
+        goal: RunOptions(options.device, options.batch, goal) for goal in ("latency", "throughput")
     }
     device = harness.peak(target.probes(runs["latency"]), reporter, clock)
     with target.open(opened, runs["latency"]) as runner:
@@ -86,12 +90,22 @@ def bench(
     )
     reasons = statistics.instability(samples)
     return {
-        "kind": "bench", "bundle": str(opened.path), "target": opened.target,
-        "digest": opened.manifest["digest"], "scenario": "latency", "batch": options.batch,
-        "device": details, "latency_s": asdict(summary), "samples_s": samples,
-        "throughput_ips": images_per_s, "throughput_requests": requests,
-        "budget": asdict(judgement), "stable": not reasons, "unstable_because": reasons,
-        "engine_bytes": opened.engine_bytes, "system": system(),
+        "kind": "bench",
+        "bundle": str(opened.path),
+        "target": opened.target,
+        "digest": opened.manifest["digest"],
+        "scenario": "latency",
+        "batch": options.batch,
+        "device": details,
+        "latency_s": asdict(summary),
+        "samples_s": samples,
+        "throughput_ips": images_per_s,
+        "throughput_requests": requests,
+        "budget": asdict(judgement),
+        "stable": not reasons,
+        "unstable_because": reasons,
+        "engine_bytes": opened.engine_bytes,
+        "system": system(),
     }
 
 

@@ -81,7 +81,7 @@ def throughput(
     begin = 0.0
     finished = 0
     results = runner.infer_many(supply())
-    with contextlib.closing(results):  # type: ignore[type-var]  # generators close
+    with contextlib.closing(results):
         for _ in results:
             finished += 1
             now = clock()

@@ -12,6 +12,13 @@ from vggdeploy.calib.quantize import Quantized, quantize
 from vggdeploy.calib.table import CalibrationTable, calibrate
 
 __all__ = [
-    "METHODS", "CalibrationTable", "Placement", "Quantized", "Statistics", "calibrate", "collect",
-    "place", "quantize",
+    "METHODS",
+    "CalibrationTable",
+    "Placement",
+    "Quantized",
+    "Statistics",
+    "calibrate",
+    "collect",
+    "place",
+    "quantize",
 ]

@@ -49,18 +49,24 @@ class Statistics:
     def load(cls, path: Path) -> Statistics:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
-            return cls(int(file["images"]), {
-                str(name): Histogram.restore(
-                    file[f"bins{index}"], file[f"counts{index}"], float(low), float(high)
-                )
-                for index, (name, (low, high)) in enumerate(
-                    zip(file["names"], file["ranges"], strict=True)
-                )
-            })
+            return cls(
+                int(file["images"]),
+                {
+                    str(name): Histogram.restore(
+                        file[f"bins{index}"], file[f"counts{index}"], float(low), float(high)
+                    )
+                    for index, (name, (low, high)) in enumerate(
+                        zip(file["names"], file["ranges"], strict=True)
+                    )
+                },
+            )
 
 
 def collect(
-    runner: Runner, tensors: Sequence[str], images: Dataset, preprocess: Preprocess,
+    runner: Runner,
+    tensors: Sequence[str],
+    images: Dataset,
+    preprocess: Preprocess,
     reporter: Reporter | None = None,
 ) -> Statistics:
     """Run every image through `runner` and observe `tensors`.
@@ -102,7 +108,8 @@ def collect(
             if histogram.nonfinite:
                 raise CalibrationError(
                     f"tensor {name!r} held NaN or infinity for image {sample.path}",
-                    got=f"{histogram.nonfinite} such elements", expected="finite values",
+                    got=f"{histogram.nonfinite} such elements",
+                    expected="finite values",
                     fix="check the weights and --preprocess",
                 )
     for name, histogram in histograms.items():

@@ -78,7 +78,7 @@ def entropy(magnitudes: Magnitudes, levels: int) -> float:
     places = np.minimum(
         (magnitudes.centres * (ENTROPY_BINS / magnitudes.amax)).astype(np.int64), ENTROPY_BINS - 1
     )
-    bins = np.bincount(places, weights=magnitudes.counts, minlength=ENTROPY_BINS)
+    bins = np.bincount(places, magnitudes.counts, ENTROPY_BINS).astype(np.float64)
     bins[0] = bins[1]
     above = bins.sum() - np.cumsum(bins)
     best, best_end = np.inf, ENTROPY_BINS
@@ -111,7 +111,10 @@ def _smallest(magnitudes: Magnitudes) -> float:
 
 
 METHODS: dict[str, Method] = {
-    "minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse,
+    "minmax": minmax,
+    "percentile": percentile,
+    "entropy": entropy,
+    "mse": mse,
 }
 """What ``--method`` takes."""
 

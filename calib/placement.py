@@ -86,8 +86,7 @@ def place(model: ir.Model) -> Placement:
         if read not in into:
             into.append(read)
     points = tuple(
-        Point(values[name], _nonnegative(values[name]), tuple(into))
-        for name, into in reads.items()
+        Point(values[name], _nonnegative(values[name]), tuple(into)) for name, into in reads.items()
     )
     return Placement(points, tuple(chosen), tuple(left))
 

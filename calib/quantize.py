@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 _BLOCK_ELEMENTS = 1 << 23
 """Weights are rounded 32 MiB at a time: the largest layer has 411 MB of them."""
 
-_SMALLEST_SCALE = {"float32": float(np.finfo(np.float32).tiny),
-                   "float16": float(np.finfo(np.float16).tiny)}
+_SMALLEST_SCALE = {
+    "float32": float(np.finfo(np.float32).tiny),
+    "float16": float(np.finfo(np.float16).tiny),
+}
 """Normal numbers only: a subnormal scale loses bits, and backends flush it to zero."""
 
 
@@ -77,7 +79,8 @@ def quantize(source: Path, table: CalibrationTable, dialect: Dialect, out: Path)
     graphs.write(model, out, external=False)
     return Quantized(
         tuple(found.name for found in placement.weighted),
-        tuple(point.name for point in placement.points), placement.left,
+        tuple(point.name for point in placement.points),
+        placement.left,
     )
 
 
@@ -125,26 +128,30 @@ def _quantize_weight(
             tensor.numpy(), found.channel_axis, dialect.weight, dialect.high_precision
         )
         inputs = [
-            _constant(model, f"{name}.quantized", integers), _constant(model, f"{name}.scale", scales)
+            _constant(model, f"{name}.quantized", integers),
+            _constant(model, f"{name}.scale", scales),
         ]
         done[name] = _append(
-            model, "DequantizeLinear", inputs, f"{name}.dequantized",
-            like=found.weight, axis=found.channel_axis,
+            model,
+            "DequantizeLinear",
+            inputs,
+            f"{name}.dequantized",
+            like=found.weight,
+            axis=found.channel_axis,
         )
     found.node.replace_input_with(1, done[name])
     if not found.weight.uses():
         model.graph.initializers.pop(name)
 
 
-def _insert_pair(
-    model: ir.Model, point: Point, table: CalibrationTable, dialect: Dialect
-) -> None:
+def _insert_pair(model: ir.Model, point: Point, table: CalibrationTable, dialect: Dialect) -> None:
     import onnx_ir
 
     if point.name not in table.tensors:
         raise CalibrationError(
             f"the calibration table has no entry for tensor {point.name!r}",
-            expected="a table made from this model", fix="calibrate again",
+            expected="a table made from this model",
+            fix="calibrate again",
         )
     kind = dialect.activation(point.nonnegative)
     smallest = _SMALLEST_SCALE[dialect.high_precision]
@@ -154,12 +161,18 @@ def _insert_pair(
         _constant(model, f"{point.name}.zero_point", np.array(0, kind.dtype)),
     ]
     quantized = _append(
-        model, "QuantizeLinear", [point.value, *parameters], f"{point.name}.quantized",
+        model,
+        "QuantizeLinear",
+        [point.value, *parameters],
+        f"{point.name}.quantized",
         like=point.value,
     )
     quantized.type = onnx_ir.TensorType(onnx_ir.DataType[kind.dtype.upper()])
     dequantized = _append(
-        model, "DequantizeLinear", [quantized, *parameters], f"{point.name}.dequantized",
+        model,
+        "DequantizeLinear",
+        [quantized, *parameters],
+        f"{point.name}.dequantized",
         like=point.value,
     )
     for node, index in point.reads:
@@ -167,8 +180,12 @@ def _insert_pair(
 
 
 def _append(
-    model: ir.Model, operator: str, inputs: list[ir.Value], output: str,
-    like: ir.Value, **attributes: int,
+    model: ir.Model,
+    operator: str,
+    inputs: list[ir.Value],
+    output: str,
+    like: ir.Value,
+    **attributes: int,
 ) -> ir.Value:
     """A new node's output, with shape and type of `like`. The graph is sorted at the end."""
     import onnx_ir
@@ -203,8 +220,10 @@ def _to_float16(model: ir.Model) -> None:
             narrow = tensor.numpy().astype(np.float16)
             if not np.isfinite(narrow).all():
                 raise CalibrationError(
-                    f"{name} does not fit float16", got=f"{np.abs(tensor.numpy()).max():g}",
-                    expected="65504 at most", fix="rescale the network, or use another target",
+                    f"{name} does not fit float16",
+                    got=f"{np.abs(tensor.numpy()).max():g}",
+                    expected="65504 at most",
+                    fix="rescale the network, or use another target",
                 )
             value.const_value = onnx_ir.tensor(narrow, name=name)
             value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
@@ -216,7 +235,11 @@ def _to_float16(model: ir.Model) -> None:
     (image,) = (v for v in graph.inputs if v.name not in graph.initializers)
     readers = list(image.uses())
     narrow_image = _append(
-        model, "Cast", [image], f"{image.name}.float16", like=image,
+        model,
+        "Cast",
+        [image],
+        f"{image.name}.float16",
+        like=image,
         to=onnx_ir.DataType.FLOAT16.value,
     )
     narrow_image.type = half

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy import atomic
@@ -18,6 +17,7 @@ from vggdeploy.errors import CalibrationError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from vggdeploy.calib.collect import Statistics
     from vggdeploy.contracts import IntegerType
@@ -50,7 +50,8 @@ class TensorRange:
         if kind.dtype not in self.thresholds:
             raise CalibrationError(
                 f"the calibration table has no threshold for {kind.dtype}",
-                got=", ".join(self.thresholds), fix="calibrate again",
+                got=", ".join(self.thresholds),
+                fix="calibrate again",
             )
         return self.thresholds[kind.dtype] / kind.qmax
 
@@ -69,16 +70,27 @@ class CalibrationTable:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        atomic.write_text(path, json.dumps({
-            "schema": SCHEMA, "kind": "calibration", "source": dict(self.source),
-            "tensors": {
-                name: {
-                    "range": [tensor.low, tensor.high], "threshold": dict(tensor.thresholds),
-                    "method": tensor.method,
-                }
-                for name, tensor in self.tensors.items()
-            },
-        }, indent=1, allow_nan=False) + "\n")
+        atomic.write_text(
+            path,
+            json.dumps(
+                {
+                    "schema": SCHEMA,
+                    "kind": "calibration",
+                    "source": dict(self.source),
+                    "tensors": {
+                        name: {
+                            "range": [tensor.low, tensor.high],
+                            "threshold": dict(tensor.thresholds),
+                            "method": tensor.method,
+                        }
+                        for name, tensor in self.tensors.items()
+                    },
+                },
+                indent=1,
+                allow_nan=False,
+            )
+            + "\n",
+        )
 
     @classmethod
     def load(cls, path: Path) -> CalibrationTable:
@@ -93,7 +105,8 @@ class CalibrationTable:
                 raise ValueError(f"schema {said['schema']}, not {SCHEMA}")
             tensors = {
                 name: TensorRange(
-                    float(entry["range"][0]), float(entry["range"][1]),
+                    float(entry["range"][0]),
+                    float(entry["range"][1]),
                     {kind: _positive(name, value) for kind, value in entry["threshold"].items()},
                     str(entry["method"]),
                 )
@@ -106,8 +119,10 @@ class CalibrationTable:
             ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise CalibrationError(
-                f"calibration table {path} cannot be read", got=error,
-                expected="what 'vggdeploy calibrate' writes", fix="calibrate again",
+                f"calibration table {path} cannot be read",
+                got=error,
+                expected="what 'vggdeploy calibrate' writes",
+                fix="calibrate again",
             ) from error
 
 
@@ -119,7 +134,9 @@ def _positive(name: str, value: Any) -> float:
 
 
 def calibrate(
-    statistics: Statistics, nonnegative: Mapping[str, bool], method: str,
+    statistics: Statistics,
+    nonnegative: Mapping[str, bool],
+    method: str,
     source: Mapping[str, Any],
 ) -> CalibrationTable:
     """Choose thresholds for every observed tensor.
@@ -135,7 +152,8 @@ def calibrate(
     """
     if method not in METHODS:
         raise ConfigError(
-            f"unknown method {method!r}", expected="one of " + ", ".join(METHODS),
+            f"unknown method {method!r}",
+            expected="one of " + ", ".join(METHODS),
             fix="choose one with --method",
         )
     choose = METHODS[method]
@@ -143,6 +161,6 @@ def calibrate(
     for name, histogram in statistics.tensors.items():
         magnitudes = histogram.magnitudes()
         kinds: Sequence[IntegerType] = (INT8, UINT8) if nonnegative[name] else (INT8,)
-        thresholds = {kind.dtype: choose(magnitudes, kind.qmax) for kind in kinds}
+        thresholds: dict[str, float] = {kind.dtype: choose(magnitudes, kind.qmax) for kind in kinds}
         tensors[name] = TensorRange(histogram.min, histogram.max, thresholds, method)
     return CalibrationTable(tensors, source)

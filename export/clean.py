@@ -30,8 +30,10 @@ def clean(model: ir.Model) -> ir.Model:
             result.replace_all_uses_with(source)
             model.graph.remove(node, safe=True)
     for step in (
-        passes.RemoveInitializersFromInputsPass(), passes.LiftConstantsToInitializersPass(),
-        passes.IdentityEliminationPass(), passes.RemoveUnusedNodesPass(),
+        passes.RemoveInitializersFromInputsPass(),
+        passes.LiftConstantsToInitializersPass(),
+        passes.IdentityEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
         passes.ClearMetadataAndDocStringPass(),
     ):
         step(model)
@@ -71,7 +73,8 @@ def adopt(source: Path, out_dir: Path) -> Path:
     if not any(graphs.weighted(model)):
         raise ModelError(
             f"ONNX file {source} has no convolution or matrix product with constant weights",
-            expected="a VGG-like network", fix="export it with its weights inside",
+            expected="a VGG-like network",
+            fix="export it with its weights inside",
         )
     path = out_dir / "model.onnx"
     graphs.write(model, path, external=True)
@@ -87,7 +90,8 @@ def _known_operators(model: ir.Model, source: Path) -> None:
     opset = model.graph.opset_imports.get("", 0)
     if not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise ModelError(
-            f"ONNX file {source} is of another opset", got=opset,
+            f"ONNX file {source} is of another opset",
+            got=opset,
             expected=f"{OLDEST_OPSET} to {onnx.defs.onnx_opset_version()}",
             fix="convert it with onnx.version_converter, or export it again",
         )
@@ -117,5 +121,6 @@ def check(path: Path) -> None:
     except Exception as error:  # the checker and shape inference have errors of their own
         raise ModelError(
             f"ONNX graph {path.name} does not pass ONNX's checker",
-            got=str(error).split("\n")[0], fix="export the model again",
+            got=str(error).split("\n")[0],
+            fix="export the model again",
         ) from error

@@ -44,8 +44,12 @@ def export(module: torch.nn.Module, network: Network, out_dir: Path) -> Path:
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            module, (example,), dynamo=True, verbose=False,
-            input_names=[INPUT], output_names=[OUTPUT],
+            module,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
     assert program is not None

@@ -12,13 +12,13 @@ import os
 import secrets
 import shutil
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vggdeploy.errors import ConfigError, MissingError, VggdeployError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _PARTIAL, _OLD = ".partial", ".old"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -55,9 +55,9 @@ def folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
 def _publish(work: Path, final: Path, replace: bool) -> None:
     old = final.parent / f"{_prefix(final)}{_owner()}{_OLD}"
     if replace and final.exists():
-        os.rename(final, old)
+        final.rename(old)
     try:
-        os.rename(work, final)
+        work.rename(final)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or replace:
             raise
@@ -76,7 +76,7 @@ def write_text(path: Path, text: str) -> None:
         work = path.parent / f"{_prefix(path)}{_owner()}{_PARTIAL}"
         try:
             work.write_text(text, encoding="utf-8")
-            os.replace(work, path)
+            work.replace(path)
         finally:
             work.unlink(missing_ok=True)
 
@@ -92,12 +92,14 @@ def writing(place: Path) -> Iterator[None]:
         if error.errno in _FULL:
             free = shutil.disk_usage(_existing(place)).free
             raise MissingError(
-                f"no space left to write {place}", got=f"{free / 1e6:,.0f} MB free",
+                f"no space left to write {place}",
+                got=f"{free / 1e6:,.0f} MB free",
                 fix="free some space, or choose another disk with --out or VGGDEPLOY_CACHE",
             ) from error
         if error.errno in _DENIED or isinstance(error, NotADirectoryError | FileExistsError):
             raise ConfigError(
-                f"{place} cannot be written", got=error.strerror,
+                f"{place} cannot be written",
+                got=error.strerror,
                 fix="choose another place with --out, --json or VGGDEPLOY_CACHE",
             ) from error
         raise
@@ -130,7 +132,7 @@ def _recover(final: Path) -> None:
         if host != socket.gethostname() or not pid.isdigit() or _alive(int(pid)):
             continue
         if left.suffix == _OLD and not final.exists():
-            os.rename(left, final)
+            left.rename(final)
         elif left.suffix in (_PARTIAL, _OLD):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -77,11 +77,17 @@ class Budget:
     def to_json(self) -> dict[str, Any]:
         """The JSON form that scripts rely on."""
         return {
-            "schema": 1, "kind": "budget",
-            "arch": self.arch, "precision": self.precision, "batch": self.batch,
+            "schema": 1,
+            "kind": "budget",
+            "arch": self.arch,
+            "precision": self.precision,
+            "batch": self.batch,
             "total": {
-                "params": self.params, "macs": self.macs, "flops": self.flops,
-                "weight_bytes": self.weight_bytes, "activation_bytes": self.activation_bytes,
+                "params": self.params,
+                "macs": self.macs,
+                "flops": self.flops,
+                "weight_bytes": self.weight_bytes,
+                "activation_bytes": self.activation_bytes,
             },
             "layers": [asdict(layer) for layer in self.layers],
         }
@@ -97,18 +103,24 @@ def budget(network: Network, precision: str = "fp32", batch: int = 1) -> Budget:
     """
     if precision not in PRECISIONS:
         raise ConfigError(
-            f"unknown precision {precision!r}", expected="one of " + ", ".join(PRECISIONS),
+            f"unknown precision {precision!r}",
+            expected="one of " + ", ".join(PRECISIONS),
             fix="choose one with --precision",
         )
     if batch < 1:
-        raise ConfigError("the batch is too small", got=batch, expected="1 or more",
-                          fix="mend --batch")
+        raise ConfigError(
+            "the batch is too small", got=batch, expected="1 or more", fix="mend --batch"
+        )
     size = PRECISIONS[precision]
     shown = [row for row in topology.rows(network) if row.layer.kind not in ("relu", "dropout")]
     layers = tuple(_layer(row, size, batch) for row in shown)
     return Budget(
-        network.arch, precision, batch, layers,
-        params=sum(layer.params for layer in layers), macs=sum(layer.macs for layer in layers),
+        network.arch,
+        precision,
+        batch,
+        layers,
+        params=sum(layer.params for layer in layers),
+        macs=sum(layer.macs for layer in layers),
         weight_bytes=sum(layer.weight_bytes for layer in layers),
         activation_bytes=sum(layer.activation_bytes for layer in layers),
     )
@@ -120,8 +132,15 @@ def _layer(row: Row, size: Precision, batch: int) -> LayerBudget:
     weight_bytes = round(row.layer.weights * size.weight_bytes + small * size.bias_bytes)
     activation_bytes = batch * elements * size.activation_bytes
     return LayerBudget(
-        row.name, row.layer.kind, row.output, row.params, row.macs, row.receptive_field,
-        weight_bytes, activation_bytes, batch * row.macs / (weight_bytes + activation_bytes),
+        row.name,
+        row.layer.kind,
+        row.output,
+        row.params,
+        row.macs,
+        row.receptive_field,
+        weight_bytes,
+        activation_bytes,
+        batch * row.macs / (weight_bytes + activation_bytes),
     )
 
 
@@ -137,9 +156,15 @@ def from_rows(name: str, rows: list[dict[str, Any]], precision: str) -> dict[str
     params = sum(row["params"] for row in rows)
     macs = sum(row["macs"] for row in rows)
     return {
-        "schema": 1, "kind": "budget", "arch": name, "precision": precision, "batch": 1,
+        "schema": 1,
+        "kind": "budget",
+        "arch": name,
+        "precision": precision,
+        "batch": 1,
         "total": {
-            "params": params, "macs": macs, "flops": 2 * macs,
+            "params": params,
+            "macs": macs,
+            "flops": 2 * macs,
             "weight_bytes": round(params * PRECISIONS[precision].weight_bytes),
         },
         "layers": rows,
@@ -186,7 +211,13 @@ def judge(macs: int, weight_bytes: int, seconds: float, device: Device) -> Judge
     """
     compute, memory = macs / device.macs_per_s, weight_bytes / device.bytes_per_s
     return Judgement(
-        macs, macs / seconds, device.macs_per_s, macs / seconds / device.macs_per_s,
-        weight_bytes, device.bytes_per_s, compute, memory,
+        macs,
+        macs / seconds,
+        device.macs_per_s,
+        macs / seconds / device.macs_per_s,
+        weight_bytes,
+        device.bytes_per_s,
+        compute,
+        memory,
         "compute" if compute >= memory else "memory",
     )

@@ -71,7 +71,7 @@ class Probes:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                labels = file["labels"] if "labels" in file else None
+                labels = file.get("labels")
                 probes = cls(file["images"], file["reference"], labels)
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise BundleError(
@@ -80,9 +80,9 @@ class Probes:
         if probes.images.ndim != 4 or len(probes.images) != len(probes.reference):
             raise BundleError(
                 f"{path} does not hold probes",
-                got=f"images {list(probes.images.shape)}, "
-                    f"reference {list(probes.reference.shape)}",
-                expected="as many outputs as images", fix="build the bundle again",
+                got=f"images {list(probes.images.shape)}, reference {list(probes.reference.shape)}",
+                expected="as many outputs as images",
+                fix="build the bundle again",
             )
         return probes
 
@@ -102,9 +102,7 @@ class Bundle:
     @property
     def preprocess(self) -> Preprocess:
         """The preprocessing that its network was trained with."""
-        return preprocess.from_mapping(
-            self.manifest["preprocess"], where=str(self.path / MANIFEST)
-        )
+        return preprocess.from_mapping(self.manifest["preprocess"], where=str(self.path / MANIFEST))
 
     @property
     def engine(self) -> tuple[Path, ...]:
@@ -126,8 +124,18 @@ class Bundle:
         return rows
 
 
-_REQUIRED = ("schema", "target", "model", "engine", "input", "output", "preprocess", "files",
-             "build", "digest")
+_REQUIRED = (
+    "schema",
+    "target",
+    "model",
+    "engine",
+    "input",
+    "output",
+    "preprocess",
+    "files",
+    "build",
+    "digest",
+)
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -142,7 +150,8 @@ def open_bundle(path: Path) -> Bundle:
         file = path / name
         if Path(name).name != name or file.is_symlink():
             raise BundleError(
-                f"bundle {path}: {name!r} points outside of it", expected="plain files",
+                f"bundle {path}: {name!r} points outside of it",
+                expected="plain files",
                 fix="do not use this bundle",
             )
         if not file.is_file():
@@ -168,8 +177,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
-            f"{path} is no bundle", got=f"no {MANIFEST}",
-            expected="a folder that 'vggdeploy build' made", fix="check the path",
+            f"{path} is no bundle",
+            got=f"no {MANIFEST}",
+            expected="a folder that 'vggdeploy build' made",
+            fix="check the path",
         ) from error
     except (OSError, ValueError) as error:
         raise BundleError(
@@ -178,7 +189,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         got = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
         raise BundleError(
-            f"bundle {path} is of another schema", got=got, expected=SCHEMA,
+            f"bundle {path} is of another schema",
+            got=got,
+            expected=SCHEMA,
             fix="build it again with this version",
         )
     missing = [key for key in _REQUIRED if key not in manifest]
@@ -186,7 +199,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise BundleError(
             f"{file} has been altered",
             got=f"no {missing[0]}" if missing else "another digest",
-            expected="the manifest that the build wrote", fix="build or copy the bundle again",
+            expected="the manifest that the build wrote",
+            fix="build or copy the bundle again",
         )
     return manifest
 
@@ -209,10 +223,14 @@ def write(
     with atomic.folder(path, replace=replace) as work:
         fill(work)
         manifest: dict[str, Any] = {
-            "schema": SCHEMA, **facts,
+            "schema": SCHEMA,
+            **facts,
             "tool": {"name": "vggdeploy", "version": vggdeploy.__version__},
-            "host": {"machine": platform.machine(), "system": platform.system(),
-                     "python": platform.python_version()},
+            "host": {
+                "machine": platform.machine(),
+                "system": platform.system(),
+                "python": platform.python_version(),
+            },
             "files": cache.describe(work),
         }
         manifest["digest"] = _self_digest(manifest)
@@ -239,7 +257,8 @@ def holds(path: Path, key: str, *, force: bool) -> bool:
     if not same:
         if not force:
             raise BundleError(
-                f"{path} holds a bundle built from other inputs", expected="a place that is free",
+                f"{path} holds a bundle built from other inputs",
+                expected="a place that is free",
                 fix="give --force to replace it, or choose another --out",
             )
         return False

@@ -50,9 +50,7 @@ class Cache:
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or default_root()
 
-    def stage(
-        self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]
-    ) -> Entry:
+    def stage(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Entry:
         """The files of stage `name` for `inputs`, made by `make(folder)` unless they are there.
 
         Args:
@@ -109,9 +107,11 @@ def describe(folder: Path) -> dict[str, dict[str, Any]]:
     """Digest and size of each file below a folder, by its path in it."""
     return {
         file.relative_to(folder).as_posix(): {
-            "sha256": digests.sha256_file(file), "size": file.stat().st_size
+            "sha256": digests.sha256_file(file),
+            "size": file.stat().st_size,
         }
-        for file in sorted(folder.rglob("*")) if file.is_file()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
     }
 
 
@@ -133,7 +133,9 @@ def _limit() -> int:
     text = os.environ.get("VGGDEPLOY_CACHE_LIMIT", str(LIMIT))
     if not text.isdigit():
         raise ConfigError(
-            "VGGDEPLOY_CACHE_LIMIT is wrong", got=repr(text), expected="a number of bytes",
+            "VGGDEPLOY_CACHE_LIMIT is wrong",
+            got=repr(text),
+            expected="a number of bytes",
             fix=f"unset it, or set it to a number such as {LIMIT}",
         )
     return int(text)

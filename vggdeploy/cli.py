@@ -6,54 +6,61 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from vggdeploy import config, console, errors, results
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="VGG networks from torch to a verified, measured INT8 engine on a device.",
     epilog="Exit codes: 0 done or passed; 1 a gate failed or was inconclusive; 2 bad input or "
-           "usage; 3 something this machine lacks. --debug, anywhere, shows tracebacks.",
+    "usage; 3 something this machine lacks. --debug, anywhere, shows tracebacks.",
 )
 terminal = console.Terminal()
 
-# typer reads these at run time, on Python 3.10 too.
-_Text, _Whole, _Real, _Folder = Optional[str], Optional[int], Optional[float], Optional[Path]  # noqa: UP045
-
 Target = Annotated[str, typer.Option(help="What to build for; 'vggdeploy doctor' lists them.")]
 Weights = Annotated[str, typer.Option(help="demo, imagenet, or a .safetensors or .pth file.")]
-Model = Annotated[_Folder, typer.Option(help="A foreign FP32 ONNX file, in place of weights.")]
-Arch = Annotated[_Text, typer.Option(help="vgg11, vgg13, vgg16, vgg19, or one of them with _bn.")]
-Classes = Annotated[_Whole, typer.Option("--num-classes", help="Outputs of the network.")]
-Recipe = Annotated[_Text, typer.Option("--preprocess", help="A preset, or a TOML file.")]
-CalibData = Annotated[_Text, typer.Option(help="A folder of images to calibrate on.")]
-CalibImages = Annotated[_Whole, typer.Option(help="How many images to draw from it.")]
+Model = Annotated[Path | None, typer.Option(help="A foreign FP32 ONNX file, in place of weights.")]
+Arch = Annotated[
+    str | None, typer.Option(help="vgg11, vgg13, vgg16, vgg19, or one of them with _bn.")
+]
+Classes = Annotated[int | None, typer.Option("--num-classes", help="Outputs of the network.")]
+Recipe = Annotated[str | None, typer.Option("--preprocess", help="A preset, or a TOML file.")]
+CalibData = Annotated[str | None, typer.Option(help="A folder of images to calibrate on.")]
+CalibImages = Annotated[int | None, typer.Option(help="How many images to draw from it.")]
 Method = Annotated[str, typer.Option(help="minmax, percentile, entropy or mse.")]
+CpuIsa = Annotated[
+    str, typer.Option(help="The CPU that OpenVINO INT8 is for: vnni, or avx2 (x86 without VNNI).")
+]
 Seed = Annotated[int, typer.Option(help="Draws the calibration images.")]
-Out = Annotated[_Folder, typer.Option(help="Where to write.")]
+Out = Annotated[Path | None, typer.Option(help="Where to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-Json = Annotated[_Text, typer.Option(help="Write the result as JSON; - is standard output.")]
-Data = Annotated[_Text, typer.Option(help="A folder of images, or 'demo' for the demo's own.")]
-Reference = Annotated[_Folder, typer.Option(
-    help="The weights or graph that the bundle was built from, if moved.")]
+Json = Annotated[str | None, typer.Option(help="Write the result as JSON; - is standard output.")]
+Data = Annotated[str | None, typer.Option(help="A folder of images, or 'demo' for the demo's own.")]
+Reference = Annotated[
+    Path | None, typer.Option(help="The weights or graph that the bundle was built from, if moved.")
+]
 Device = Annotated[str, typer.Option(help="CPU, GPU, NPU or AUTO, as OpenVINO names them.")]
 Batch = Annotated[int, typer.Option(help="Images a query.")]
 Seconds = Annotated[float, typer.Option(help="How long to measure, each scenario.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
-MinAgreement = Annotated[_Real, typer.Option(help="Least top-1 agreement, 0 to 1.")]
-MaxDrop = Annotated[_Real, typer.Option(help="Largest top-1 drop; 0.005 is half a point.")]
-MinTop1 = Annotated[_Real, typer.Option(help="Least top-1 accuracy, 0 to 1.")]
-MinCosine = Annotated[_Real, typer.Option(help="Least cosine similarity of any image.")]
-MinSqnr = Annotated[_Real, typer.Option(help="Least SQNR of the scores, in dB.")]
-MaxP50 = Annotated[_Real, typer.Option(help="Largest median latency, in seconds.")]
-MaxP99 = Annotated[_Real, typer.Option(help="Largest 99th percentile of latency, in seconds.")]
-MinThroughput = Annotated[_Real, typer.Option(help="Least throughput, in images a second.")]
-MinUtilisation = Annotated[_Real, typer.Option(help="Least share of the measured peak.")]
-MaxEngineBytes = Annotated[_Real, typer.Option(help="Largest engine, in bytes.")]
+MinAgreement = Annotated[float | None, typer.Option(help="Least top-1 agreement, 0 to 1.")]
+MaxDrop = Annotated[float | None, typer.Option(help="Largest top-1 drop; 0.005 is half a point.")]
+MinTop1 = Annotated[float | None, typer.Option(help="Least top-1 accuracy, 0 to 1.")]
+MinCosine = Annotated[float | None, typer.Option(help="Least cosine similarity of any image.")]
+MinSqnr = Annotated[float | None, typer.Option(help="Least SQNR of the scores, in dB.")]
+MaxP50 = Annotated[float | None, typer.Option(help="Largest median latency, in seconds.")]
+MaxP99 = Annotated[
+    float | None, typer.Option(help="Largest 99th percentile of latency, in seconds.")
+]
+MinThroughput = Annotated[float | None, typer.Option(help="Least throughput, in images a second.")]
+MinUtilisation = Annotated[float | None, typer.Option(help="Least share of the measured peak.")]
+MaxEngineBytes = Annotated[float | None, typer.Option(help="Largest engine, in bytes.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -71,7 +78,7 @@ def root(
     if settings:
         commands = context.command.commands  # type: ignore[attr-defined]  # a group has them
         takes = {name: [p.name for p in command.params] for name, command in commands.items()}
-        context.default_map = config.defaults(settings, takes, where)  # type: ignore[assignment]
+        context.default_map = config.defaults(settings, takes, where)
 
 
 @app.command()
@@ -91,7 +98,9 @@ def budget(
     num_classes: Annotated[int, typer.Option(help="Outputs of the network.")] = 1000,
     input_size: Annotated[int, typer.Option(help="Side of the square image, in pixels.")] = 224,
     precision: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")] = "fp32",
-    batch: Batch = 1, json: Json = None, force: Force = False,
+    batch: Batch = 1,
+    json: Json = None,
+    force: Force = False,
 ) -> None:
     """Print what a network costs, layer by layer."""
     from vggdeploy import budget as module
@@ -107,64 +116,125 @@ def budget(
 
 @app.command()
 def export(
-    weights: Weights = "demo", model: Model = None, arch: Arch = None, num_classes: Classes = None,
-    preprocess: Recipe = None, out: Out = None, force: Force = False, json: Json = None,
+    weights: Weights = "demo",
+    model: Model = None,
+    arch: Arch = None,
+    num_classes: Classes = None,
+    preprocess: Recipe = None,
+    out: Out = None,
+    force: Force = False,
+    json: Json = None,
 ) -> None:
     """Export the FP32 graph to ONNX."""
     from vggdeploy import pipeline
 
     results.refuse_overwrite(json, force)
-    result = pipeline.export_graph(pipeline.BuildOptions(
-        weights=weights, model=model, arch=arch, num_classes=num_classes, preprocess=preprocess,
-        out=out, force=force,
-    ), terminal)
+    result = pipeline.export_graph(
+        pipeline.BuildOptions(
+            weights=weights,
+            model=model,
+            arch=arch,
+            num_classes=num_classes,
+            preprocess=preprocess,
+            out=out,
+            force=force,
+        ),
+        terminal,
+    )
     terminal.line(f"wrote {result['onnx']}", style="bold")
     results.write(result, json)
 
 
 @app.command()
 def calibrate(
-    weights: Weights = "demo", model: Model = None, arch: Arch = None, num_classes: Classes = None,
-    preprocess: Recipe = None, calib_data: CalibData = None, calib_images: CalibImages = None,
-    method: Method = "mse", seed: Seed = 0, out: Out = None, force: Force = False,
+    weights: Weights = "demo",
+    model: Model = None,
+    arch: Arch = None,
+    num_classes: Classes = None,
+    preprocess: Recipe = None,
+    calib_data: CalibData = None,
+    calib_images: CalibImages = None,
+    method: Method = "mse",
+    seed: Seed = 0,
+    out: Out = None,
+    force: Force = False,
     json: Json = None,
 ) -> None:
     """Calibrate: write a table of thresholds that fits any target."""
     from vggdeploy import pipeline
 
     results.refuse_overwrite(json, force)
-    result = pipeline.calibrate(pipeline.BuildOptions(
-        weights=weights, model=model, arch=arch, num_classes=num_classes, preprocess=preprocess,
-        calib_data=calib_data, calib_images=calib_images, method=method, seed=seed, out=out,
-        force=force,
-    ), terminal)
+    result = pipeline.calibrate(
+        pipeline.BuildOptions(
+            weights=weights,
+            model=model,
+            arch=arch,
+            num_classes=num_classes,
+            preprocess=preprocess,
+            calib_data=calib_data,
+            calib_images=calib_images,
+            method=method,
+            seed=seed,
+            out=out,
+            force=force,
+        ),
+        terminal,
+    )
     terminal.line(f"wrote {result['table']}", style="bold")
     results.write(result, json)
 
 
 @app.command()
 def build(
-    target: Target = "ov-int8", weights: Weights = "demo", model: Model = None, arch: Arch = None,
-    num_classes: Classes = None, preprocess: Recipe = None, calib_data: CalibData = None,
-    calib_images: CalibImages = None, method: Method = "mse", seed: Seed = 0, out: Out = None,
-    force: Force = False, json: Json = None,
+    target: Target = "ov-int8",
+    weights: Weights = "demo",
+    model: Model = None,
+    arch: Arch = None,
+    num_classes: Classes = None,
+    preprocess: Recipe = None,
+    calib_data: CalibData = None,
+    calib_images: CalibImages = None,
+    method: Method = "mse",
+    seed: Seed = 0,
+    cpu_isa: CpuIsa = "vnni",
+    out: Out = None,
+    force: Force = False,
+    json: Json = None,
 ) -> None:
     """Build a bundle: export, calibrate, quantize, compile."""
     from vggdeploy import pipeline
 
     results.refuse_overwrite(json, force)
-    result = pipeline.build(pipeline.BuildOptions(
-        target, weights, model, arch, num_classes, preprocess, calib_data, calib_images, method,
-        seed, out, force,
-    ), terminal)
+    result = pipeline.build(
+        pipeline.BuildOptions(
+            target,
+            weights,
+            model,
+            arch,
+            num_classes,
+            preprocess,
+            calib_data,
+            calib_images,
+            method,
+            seed,
+            cpu_isa,
+            out,
+            force,
+        ),
+        terminal,
+    )
     console.show_build(terminal, result)
     results.write(result, json)
 
 
 @app.command()
 def verify(
-    bundle: BundlePath, data: Data = None, reference: Reference = None, device: Device = "CPU",
-    force: Force = False, json: Json = None,
+    bundle: BundlePath,
+    data: Data = None,
+    reference: Reference = None,
+    device: Device = "CPU",
+    force: Force = False,
+    json: Json = None,
 ) -> None:
     """Prove parity with the reference, and accuracy where there are labels."""
     from vggdeploy import verification
@@ -179,8 +249,12 @@ def verify(
 
 @app.command()
 def bench(
-    bundle: BundlePath, batch: Batch = 1, seconds: Seconds = 5.0, device: Device = "CPU",
-    force: Force = False, json: Json = None,
+    bundle: BundlePath,
+    batch: Batch = 1,
+    seconds: Seconds = 5.0,
+    device: Device = "CPU",
+    force: Force = False,
+    json: Json = None,
 ) -> None:
     """Measure latency and throughput, and judge them against the budget."""
     from vggdeploy import pipeline
@@ -193,25 +267,46 @@ def bench(
 
 @app.command()
 def gate(
-    paths: Annotated[list[Path], typer.Argument(
-        metavar="RESULT|BUNDLE...", help="Results of --json, or a bundle to verify first.")],
-    data: Data = None, reference: Reference = None, device: Device = "CPU",
-    min_agreement: MinAgreement = None, max_drop: MaxDrop = None, min_top1: MinTop1 = None,
-    min_cosine: MinCosine = None, min_sqnr: MinSqnr = None, max_p50: MaxP50 = None,
-    max_p99: MaxP99 = None, min_throughput: MinThroughput = None,
-    min_utilisation: MinUtilisation = None, max_engine_bytes: MaxEngineBytes = None,
-    force: Force = False, json: Json = None,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RESULT|BUNDLE...", help="Results of --json, or a bundle to verify first."
+        ),
+    ],
+    data: Data = None,
+    reference: Reference = None,
+    device: Device = "CPU",
+    min_agreement: MinAgreement = None,
+    max_drop: MaxDrop = None,
+    min_top1: MinTop1 = None,
+    min_cosine: MinCosine = None,
+    min_sqnr: MinSqnr = None,
+    max_p50: MaxP50 = None,
+    max_p99: MaxP99 = None,
+    min_throughput: MinThroughput = None,
+    min_utilisation: MinUtilisation = None,
+    max_engine_bytes: MaxEngineBytes = None,
+    force: Force = False,
+    json: Json = None,
 ) -> None:
     """Hold results against bounds: exit 0 if all are met, 1 if not or if that cannot be told."""
     from vggdeploy import gates, pipeline
 
     results.refuse_overwrite(json, force)
-    bounds = gates.policy({
-        "min_agreement": min_agreement, "max_drop": max_drop, "min_top1": min_top1,
-        "min_cosine": min_cosine, "min_sqnr": min_sqnr, "max_p50": max_p50, "max_p99": max_p99,
-        "min_throughput": min_throughput, "min_utilisation": min_utilisation,
-        "max_engine_bytes": max_engine_bytes,
-    })
+    bounds = gates.policy(
+        {
+            "min_agreement": min_agreement,
+            "max_drop": max_drop,
+            "min_top1": min_top1,
+            "min_cosine": min_cosine,
+            "min_sqnr": min_sqnr,
+            "max_p50": max_p50,
+            "max_p99": max_p99,
+            "min_throughput": min_throughput,
+            "min_utilisation": min_utilisation,
+            "max_engine_bytes": max_engine_bytes,
+        }
+    )
     verdicts = pipeline.gate(
         paths, bounds, data=data, reference=reference, device=device, reporter=terminal
     )
@@ -222,32 +317,75 @@ def gate(
 
 @app.command()
 def run(
-    target: Target = "ov-int8", weights: Weights = "demo", model: Model = None, arch: Arch = None,
-    num_classes: Classes = None, preprocess: Recipe = None, calib_data: CalibData = None,
-    calib_images: CalibImages = None, method: Method = "mse", seed: Seed = 0, out: Out = None,
-    data: Data = None, device: Device = "CPU", batch: Batch = 1, seconds: Seconds = 5.0,
-    min_agreement: MinAgreement = None, max_drop: MaxDrop = None, min_top1: MinTop1 = None,
-    min_cosine: MinCosine = None, min_sqnr: MinSqnr = None, max_p50: MaxP50 = None,
-    max_p99: MaxP99 = None, min_throughput: MinThroughput = None,
-    min_utilisation: MinUtilisation = None, max_engine_bytes: MaxEngineBytes = None,
-    force: Force = False, json: Json = None,
+    target: Target = "ov-int8",
+    weights: Weights = "demo",
+    model: Model = None,
+    arch: Arch = None,
+    num_classes: Classes = None,
+    preprocess: Recipe = None,
+    calib_data: CalibData = None,
+    calib_images: CalibImages = None,
+    method: Method = "mse",
+    seed: Seed = 0,
+    cpu_isa: CpuIsa = "vnni",
+    out: Out = None,
+    data: Data = None,
+    device: Device = "CPU",
+    batch: Batch = 1,
+    seconds: Seconds = 5.0,
+    min_agreement: MinAgreement = None,
+    max_drop: MaxDrop = None,
+    min_top1: MinTop1 = None,
+    min_cosine: MinCosine = None,
+    min_sqnr: MinSqnr = None,
+    max_p50: MaxP50 = None,
+    max_p99: MaxP99 = None,
+    min_throughput: MinThroughput = None,
+    min_utilisation: MinUtilisation = None,
+    max_engine_bytes: MaxEngineBytes = None,
+    force: Force = False,
+    json: Json = None,
 ) -> None:
     """Build, verify, bench and gate in one."""
     from vggdeploy import gates, pipeline
 
     results.refuse_overwrite(json, force)
-    bounds = gates.policy({
-        "min_agreement": min_agreement, "max_drop": max_drop, "min_top1": min_top1,
-        "min_cosine": min_cosine, "min_sqnr": min_sqnr, "max_p50": max_p50, "max_p99": max_p99,
-        "min_throughput": min_throughput, "min_utilisation": min_utilisation,
-        "max_engine_bytes": max_engine_bytes,
-    })
+    bounds = gates.policy(
+        {
+            "min_agreement": min_agreement,
+            "max_drop": max_drop,
+            "min_top1": min_top1,
+            "min_cosine": min_cosine,
+            "min_sqnr": min_sqnr,
+            "max_p50": max_p50,
+            "max_p99": max_p99,
+            "min_throughput": min_throughput,
+            "min_utilisation": min_utilisation,
+            "max_engine_bytes": max_engine_bytes,
+        }
+    )
     result, verdicts = pipeline.run(
         pipeline.BuildOptions(
-            target, weights, model, arch, num_classes, preprocess, calib_data, calib_images,
-            method, seed, out, force,
+            target,
+            weights,
+            model,
+            arch,
+            num_classes,
+            preprocess,
+            calib_data,
+            calib_images,
+            method,
+            seed,
+            cpu_isa,
+            out,
+            force,
         ),
-        bounds, data=data, device=device, batch=batch, seconds=seconds, reporter=terminal,
+        bounds,
+        data=data,
+        device=device,
+        batch=batch,
+        seconds=seconds,
+        reporter=terminal,
     )
     console.show_build(terminal, result["build"])
     console.show_verify(terminal, result["verify"])
@@ -288,7 +426,8 @@ def main(arguments: list[str] | None = None) -> int:
             return int(error.exit_code)
         terminal.line(
             f"error: {type(error).__name__}: {error} -- this is a bug: run again with --debug and "
-            "report the traceback", style="red",
+            "report the traceback",
+            style="red",
         )
         return errors.EXIT_INPUT
 

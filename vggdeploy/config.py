@@ -43,8 +43,9 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
         if name == SHARED:
             table = table.get("tool", {}).get("vggdeploy", {})
         if not isinstance(table, dict):
-            raise ConfigError(f"{path}: tool.vggdeploy is no table", got=type(table).__name__,
-                              fix="mend the file")
+            raise ConfigError(
+                f"{path}: tool.vggdeploy is no table", got=type(table).__name__, fix="mend the file"
+            )
         if table:
             return table, str(path)
     return {}, ""

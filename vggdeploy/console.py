@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -40,8 +39,12 @@ class Terminal:
     def _bar(self, label: str, total: int | None) -> Iterator[Any]:
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                TimeElapsedColumn(), console=self.console, transient=True,
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=self.console,
+                transient=True,
                 disable=not self.console.is_terminal,
             )
             self._progress.start()
@@ -66,35 +69,48 @@ class Terminal:
 
     @contextlib.contextmanager
     def step(self, label: str) -> Iterator[None]:
-        """A moving bar for as long as the block lasts; one line of it stays."""
-        start = time.perf_counter()
+        """A moving bar for as long as the block lasts."""
         with self._bar(label, None):
             yield
-        self.line(f"{label:<22} {seconds(time.perf_counter() - start):>10}", style="dim")
+
+    def done(self, label: str, seconds: float, cached: bool) -> None:
+        """One line that stays."""
+        self.line(f"{label:<12}{duration(seconds):>10}{'  cached' if cached else ''}", style="dim")
 
     def line(self, text: str, style: str = "") -> None:
         """One line of text, never read as markup and never broken."""
         self.console.print(Text(text, style=style), soft_wrap=True)
 
     def table(
-        self, columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "",
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str | Text]],
+        title: str = "",
         left: int = 1,
     ) -> None:
         """A table whose first `left` columns are text and whose others are figures."""
         table = Table(
-            title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0)
+            title=title or None,
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
         )
         for index, column in enumerate(columns):
             table.add_column(
-                column, justify="left" if index < left else "right",
-                no_wrap=len(columns) > 4, overflow="fold",
+                column,
+                justify="left" if index < left else "right",
+                no_wrap=len(columns) > 4,
+                overflow="fold",
             )
         for row in rows:
             table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
         self.console.print(table)
 
 
-def show_budget(terminal: Terminal, result: Mapping[str, Any], yardstick: Mapping[str, Any]) -> None:
+def show_budget(
+    terminal: Terminal, result: Mapping[str, Any], yardstick: Mapping[str, Any]
+) -> None:
     """The per-layer table, its totals, a second network's totals, and the 3x3 stacks."""
     from vggdeploy import topology
 
@@ -102,17 +118,31 @@ def show_budget(terminal: Terminal, result: Mapping[str, Any], yardstick: Mappin
     columns = ["layer", "kind", "output", "params", "MACs", "px", "W MB", "A MB", "MAC/B"]
     rows = [
         [
-            layer["name"], layer["kind"], "x".join(map(str, layer["output"])),
-            f"{layer['params']:,}", f"{layer['macs']:,}", f"{layer['receptive_field']:,}",
-            f"{layer['weight_bytes'] / 1e6:.2f}", f"{layer['activation_bytes'] / 1e6:.2f}",
+            layer["name"],
+            layer["kind"],
+            "x".join(map(str, layer["output"])),
+            f"{layer['params']:,}",
+            f"{layer['macs']:,}",
+            f"{layer['receptive_field']:,}",
+            f"{layer['weight_bytes'] / 1e6:.2f}",
+            f"{layer['activation_bytes'] / 1e6:.2f}",
             f"{layer['intensity']:.1f}",
         ]
         for layer in result["layers"]
     ]
-    rows.append([
-        "total", "", "", f"{total['params']:,}", f"{total['macs']:,}", "",
-        f"{total['weight_bytes'] / 1e6:.2f}", f"{total['activation_bytes'] / 1e6:.2f}", "",
-    ])
+    rows.append(
+        [
+            "total",
+            "",
+            "",
+            f"{total['params']:,}",
+            f"{total['macs']:,}",
+            "",
+            f"{total['weight_bytes'] / 1e6:.2f}",
+            f"{total['activation_bytes'] / 1e6:.2f}",
+            "",
+        ]
+    )
     left = 3
     if terminal.console.width < _FULL_WIDTH:
         columns, rows, left = [columns[0], *columns[2:]], [[r[0], *r[2:]] for r in rows], 2
@@ -126,8 +156,15 @@ def show_budget(terminal: Terminal, result: Mapping[str, Any], yardstick: Mappin
     terminal.line("")
     terminal.table(
         ("network", "parameters", "MACs", "FLOPs"),
-        [(r["arch"], f"{r['total']['params']:,}", f"{r['total']['macs']:,}",
-          f"{r['total']['flops']:,}") for r in (result, yardstick)],
+        [
+            (
+                r["arch"],
+                f"{r['total']['params']:,}",
+                f"{r['total']['macs']:,}",
+                f"{r['total']['flops']:,}",
+            )
+            for r in (result, yardstick)
+        ],
     )
     terminal.line(
         f"MACs are multiply-accumulates for one image ({total['macs'] / 1e9:.2f} G); FLOPs count "
@@ -151,32 +188,36 @@ def show_doctor(terminal: Terminal, result: Mapping[str, Any]) -> None:
         f"{machine['system']}, Python {machine['python']}"
     )
     terminal.line(f"8- and 16-bit instructions: {', '.join(machine['isa']) or 'none known'}\n")
-    terminal.table(("package", "version", "extra"), [
-        (name, said["version"] or "missing", said["extra"])
-        for name, said in result["packages"].items()
-    ], left=3)
+    terminal.table(
+        ("package", "version", "extra"),
+        [
+            (name, said["version"] or "missing", said["extra"])
+            for name, said in result["packages"].items()
+        ],
+        left=3,
+    )
     terminal.line("")
-    terminal.table(("target", "", "what is missing"), [
-        (name, "ready" if said["available"] else "unavailable",
-         said["summary"] if said["available"] else f"{said['reason']}: {said['fix']}")
-        for name, said in result["targets"].items()
-    ], left=3)
+    terminal.table(
+        ("target", "", "what is missing"),
+        [
+            (
+                name,
+                "ready" if said["available"] else "unavailable",
+                said["summary"] if said["available"] else f"{said['reason']}: {said['fix']}",
+            )
+            for name, said in result["targets"].items()
+        ],
+        left=3,
+    )
     for device, said in result["openvino_devices"].items():
         terminal.line(
             f"OpenVINO {device}: {said['name']}, computes in {', '.join(said['precisions'])}"
         )
-    terminal.line(
-        f"cache: {result['cache']['path']}, {result['cache']['bytes'] / 1e6:,.0f} MB"
-    )
+    terminal.line(f"cache: {result['cache']['path']}, {result['cache']['bytes'] / 1e6:,.0f} MB")
 
 
 def show_build(terminal: Terminal, result: Mapping[str, Any]) -> None:
-    """Stages and what came of them."""
-    terminal.table(
-        ("stage", "time", ""),
-        [(stage["name"], seconds(stage["seconds"]), "cached" if stage["cached"] else "")
-         for stage in result["stages"]],
-    )
+    """What a build came to; its stages were told as they ended."""
     for name, reason in result["left_in_high_precision"]:
         terminal.line(f"left in high precision: {name} ({reason})", style="yellow")
     if result["ignored_files"]:
@@ -187,7 +228,8 @@ def show_build(terminal: Terminal, result: Mapping[str, Any]) -> None:
         terminal.line("nothing was compiled: every stage was in the cache")
     terminal.line(
         f"bundle {result['bundle']}: {result['target']}, engine "
-        f"{result['engine_bytes'] / 1e6:.2f} MB", style="bold",
+        f"{result['engine_bytes'] / 1e6:.2f} MB",
+        style="bold",
     )
 
 
@@ -208,43 +250,65 @@ def show_verify(terminal: Terminal, result: Mapping[str, Any]) -> None:
             ("top-1", f"{accuracy['top1']:.2%} (95%: {low:.2%} to {high:.2%})"),
             ("top-5", f"{accuracy['top5']:.2%}"),
             ("reference top-1", f"{accuracy['reference_top1']:.2%}"),
-            ("drop", f"{100 * accuracy['drop']:.2f} points (McNemar p {accuracy['mcnemar_p']:.2f})"),
+            (
+                "drop",
+                f"{100 * accuracy['drop']:.2f} points (McNemar p {accuracy['mcnemar_p']:.2f})",
+            ),
         ]
     terminal.table(("parity with the reference", ""), rows)
-    if result["note"]:
-        terminal.line(result["note"], style="yellow")
+    for caution in filter(None, (result["note"], *result["cautions"])):
+        terminal.line(caution, style="yellow")
 
 
 def show_bench(terminal: Terminal, result: Mapping[str, Any]) -> None:
     """Latency, throughput, and both against the budget."""
     latency, budget = result["latency_s"], result["budget"]
     floor = max(budget["compute_floor_s"], budget["memory_floor_s"])
-    terminal.table((f"speed at batch {result['batch']}", ""), [
-        ("median latency", seconds(latency["p50"])),
-        ("p90 / p99", f"{seconds(latency['p90'])} / {seconds(latency['p99'])}"),
-        ("samples", f"{len(result['samples_s'])}"),
-        ("throughput", f"{result['throughput_ips']:.2f} images/s"),
-        ("budget", f"{budget['macs'] / 1e9:.2f} GMAC"),
-        ("achieved", f"{budget['achieved_macs_per_s'] / 1e9:.0f} GMAC/s"),
-        ("attainable here", f"{budget['peak_macs_per_s'] / 1e9:.0f} GMAC/s, "
-                            f"{budget['peak_bytes_per_s'] / 1e9:.1f} GB/s"),
-        ("utilisation", f"{budget['utilisation']:.1%}"
-         + (" (over 100%: the engine uses fewer multiplications than the network has)"
-            if budget["utilisation"] > 1 else "")),
-        ("floor", f"{seconds(floor)} ({budget['bound']} binds)"),
-        ("machine", f"{result['system']['cpu']}, {result['system']['cores']} cores"),
-    ])
+    terminal.table(
+        (f"speed at batch {result['batch']}", ""),
+        [
+            ("median latency", duration(latency["p50"])),
+            ("p90 / p99", f"{duration(latency['p90'])} / {duration(latency['p99'])}"),
+            ("samples", f"{len(result['samples_s'])}"),
+            ("throughput", f"{result['throughput_ips']:.2f} images/s"),
+            ("budget", f"{budget['macs'] / 1e9:.2f} GMAC"),
+            ("achieved", f"{budget['achieved_macs_per_s'] / 1e9:.0f} GMAC/s"),
+            (
+                "attainable here",
+                f"{budget['peak_macs_per_s'] / 1e9:.0f} GMAC/s, "
+                f"{budget['peak_bytes_per_s'] / 1e9:.1f} GB/s",
+            ),
+            (
+                "utilisation",
+                f"{budget['utilisation']:.1%}"
+                + (
+                    " (over 100%: the engine uses fewer multiplications than the network has)"
+                    if budget["utilisation"] > 1
+                    else ""
+                ),
+            ),
+            ("floor", f"{duration(floor)} ({budget['bound']} binds)"),
+            ("machine", f"{result['system']['cpu']}, {result['system']['cores']} cores"),
+        ],
+    )
     for reason in result["unstable_because"]:
         terminal.line(f"unstable: {reason}", style="yellow")
 
 
 def show_gate(terminal: Terminal, verdicts: Verdicts) -> None:
     """Every criterion, then the verdict."""
-    terminal.table(("criterion", "bound", "value", "verdict"), [
-        (c.name, f"{c.bound:.6g}", "none" if c.value is None else f"{c.value:.6g}",
-         Text(c.verdict, style=_COLOURS[c.verdict]))  # type: ignore[misc]  # a cell may be Text
-        for c in verdicts.criteria
-    ])
+    terminal.table(
+        ("criterion", "bound", "value", "verdict"),
+        [
+            (
+                c.name,
+                f"{c.bound:.6g}",
+                "none" if c.value is None else f"{c.value:.6g}",
+                Text(c.verdict, style=_COLOURS[c.verdict]),
+            )
+            for c in verdicts.criteria
+        ],
+    )
     for reason in verdicts.unstable:
         terminal.line(f"unstable: {reason}", style="yellow")
     if verdicts.execution == "emulated":
@@ -254,7 +318,7 @@ def show_gate(terminal: Terminal, verdicts: Verdicts) -> None:
     )
 
 
-def seconds(value: float) -> str:
+def duration(value: float) -> str:
     """A duration in the unit that suits it."""
     if value >= 1:
         return f"{value:.2f} s"

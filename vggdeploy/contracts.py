@@ -11,16 +11,15 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-import numpy as np
-
 from vggdeploy.errors import RunnerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
     from types import TracebackType
 
+    import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Self
 
@@ -40,6 +39,9 @@ class Reporter(Protocol):
     def step(self, label: str) -> AbstractContextManager[None]:
         """Show that something of unknown length is under way."""
 
+    def done(self, label: str, seconds: float, cached: bool) -> None:
+        """Say that a stage has ended."""
+
 
 class Silent:
     """A reporter that says nothing."""
@@ -49,6 +51,9 @@ class Silent:
 
     def step(self, label: str) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+    def done(self, label: str, seconds: float, cached: bool) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,14 @@ class Dialect:
 INT8 = IntegerType("int8", -128, 127)
 INT8_NARROW = IntegerType("int8", -127, 127)
 UINT8 = IntegerType("uint8", 0, 255)
+
+INT7 = IntegerType("int8", -63, 63)
+"""Weights for x86 without VNNI, whose instruction adds two products of u8 and s8 in 16 bits:
+2 * 255 * 63 still fits, 2 * 255 * 127 saturates (Intel, "Lower Numerical Precision Deep Learning
+Inference and Training", 2018)."""
+
+CPU_WEIGHTS: dict[str, IntegerType] = {"vnni": INT8_NARROW, "avx2": INT7}
+"""What ``--cpu-isa`` takes: the CPU that an OpenVINO INT8 target is built for."""
 
 DIALECTS: dict[str, Dialect] = {
     # After ReLU unsigned: 255 levels in place of 127, one bit for nothing.
@@ -205,7 +218,9 @@ class Runner(ABC):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         self._open = False
@@ -219,7 +234,7 @@ class Runner(ABC):
         """
         return self._infer(self._checked(batch))
 
-    def infer_many(self, batches: Iterable[NDArray[np.float32]]) -> Iterator[Outputs]:
+    def infer_many(self, batches: Iterable[NDArray[np.float32]]) -> Generator[Outputs, None, None]:
         """Run batches with up to `depth` in flight; results come in the order of the batches.
 
         A result's arrays are valid until the next one is asked for.
@@ -239,12 +254,13 @@ class Runner(ABC):
         if not self.input.accepts(batch):
             raise RunnerError(
                 f"{self.name}: input {self.input.name!r} does not fit",
-                got=f"{batch.dtype} {list(batch.shape)}", expected=self.input,
+                got=f"{batch.dtype} {list(batch.shape)}",
+                expected=self.input,
                 fix="preprocess the image as the bundle's manifest says",
             )
         return batch
 
-    def _infer_many(self, batches: Iterable[NDArray[np.float32]]) -> Iterator[Outputs]:
+    def _infer_many(self, batches: Iterable[NDArray[np.float32]]) -> Generator[Outputs, None, None]:
         for batch in batches:
             yield self._infer(batch)
 
@@ -298,6 +314,10 @@ class Target(ABC):
         Raises:
             MissingError: when this machine cannot run it.
         """
+
+    def cautions(self, bundle: Bundle, options: RunOptions) -> tuple[str, ...]:
+        """What to know before trusting this bundle's outputs on this machine."""
+        return ()
 
     @abstractmethod
     def probes(self, options: RunOptions) -> Sequence[Probe]:

@@ -10,7 +10,7 @@ import hashlib
 import random
 import re
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,7 +86,8 @@ class Dataset:
             return self
         if not 1 <= count <= len(self):
             raise DatasetError(
-                f"{self.root} cannot give the images asked for", got=f"{len(self)} images",
+                f"{self.root} cannot give the images asked for",
+                got=f"{len(self)} images",
                 expected=f"{count}" if count >= 1 else "1 or more",
                 fix=f"ask for 1 to {len(self)}, or add images",
             )
@@ -106,9 +107,7 @@ class Dataset:
             DatasetError: for a file that cannot be read or is no image.
         """
         total = hashlib.sha256()
-        for sample, content in zip(
-            self.samples, parallel(_content, self.samples), strict=True
-        ):
+        for sample, content in zip(self.samples, parallel(_content, self.samples), strict=True):
             name = sample.path.relative_to(self.root).as_posix()
             total.update(f"{name}\0{content}\n".encode())
         return total.hexdigest()
@@ -131,7 +130,8 @@ def scan(root: Path) -> Dataset:
     if not root.is_dir():
         raise DatasetError(
             f"image folder {root} {'is no folder' if root.exists() else 'does not exist'}",
-            expected="a folder of class folders, or of images", fix="check the path",
+            expected="a folder of class folders, or of images",
+            fix="check the path",
         )
     try:
         entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
@@ -159,15 +159,18 @@ def scan(root: Path) -> Dataset:
         ) from error
     if not found:
         raise DatasetError(
-            f"image folder {root} holds no image", got=f"{ignored} other files",
-            expected="files ending in " + ", ".join(sorted(SUFFIXES)), fix="check the path",
+            f"image folder {root} holds no image",
+            got=f"{ignored} other files",
+            expected="files ending in " + ", ".join(sorted(SUFFIXES)),
+            fix="check the path",
         )
     return Dataset(root, tuple(found), ignored)
 
 
 def _images(folder: Path, *, recurse: bool) -> tuple[list[Path], int]:
     files = sorted(
-        path for path in (folder.rglob("*") if recurse else folder.iterdir())
+        path
+        for path in (folder.rglob("*") if recurse else folder.iterdir())
         if path.is_file() and not path.name.startswith(".")
     )
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
@@ -221,7 +224,9 @@ def decode(path: Path) -> Image.Image:
         raise DatasetError(f"image {path} does not exist", fix="check the path") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DatasetError(
-            f"image {path} is too large", got=error, expected=f"{MAX_PIXELS:,} pixels or fewer",
+            f"image {path} is too large",
+            got=error,
+            expected=f"{MAX_PIXELS:,} pixels or fewer",
             fix="scale it down or remove it",
         ) from error
     except UnidentifiedImageError as error:
@@ -230,7 +235,9 @@ def decode(path: Path) -> Image.Image:
         ) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DatasetError(
-            f"image {path} cannot be read", got=error, expected="a whole image",
+            f"image {path} cannot be read",
+            got=error,
+            expected="a whole image",
             fix="remove or replace it",
         ) from error
 
@@ -241,8 +248,10 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
         return Image.fromarray(np.round(wide / 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise DatasetError(
-            f"image {path} has samples of unknown range", got=f"mode {image.mode}",
-            expected="8 or 16 bits a sample", fix="convert it to 8-bit PNG",
+            f"image {path} has samples of unknown range",
+            got=f"mode {image.mode}",
+            expected="8 or 16 bits a sample",
+            fix="convert it to 8-bit PNG",
         )
     # A palette with transparency goes through RGBA, as Pillow asks.
     return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
@@ -253,15 +262,19 @@ def _content(sample: Sample) -> str:
     try:
         with Image.open(sample.path):
             pass
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
-            Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ):
         decode(sample.path)  # says what is wrong with it
     return digests.sha256_file(sample.path)
 
 
-def batches(
-    images: Iterable[NDArray[np.uint8]], size: int
-) -> Iterator[NDArray[np.uint8]]:
+def batches(images: Iterable[NDArray[np.uint8]], size: int) -> Iterator[NDArray[np.uint8]]:
     """Stack images ``[H, W, 3]`` into ``[size, H, W, 3]``; the last batch may be smaller."""
     held: list[NDArray[np.uint8]] = []
     for image in images:
@@ -281,7 +294,7 @@ def parallel(
     Memory does not grow with the number of items, and an error surfaces at its own place.
     """
     with ThreadPoolExecutor(max_workers=2) as pool:
-        waiting = deque()  # type: ignore[var-annotated]  # of futures
+        waiting: deque[Future[_Result]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))

@@ -7,12 +7,17 @@ import importlib.util
 from typing import Any
 
 from vggdeploy import targets
-from vggdeploy.benchmarks.system import system
 from vggdeploy.cache import Cache
+from vggdeploy.machine import system
 
 _PACKAGES = {
-    "torch": "export", "onnx": "export", "onnxscript": "export", "onnx-ir": "export",
-    "safetensors": "export", "openvino": "openvino", "scikit-learn": "demo",
+    "torch": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnx-ir": "export",
+    "safetensors": "export",
+    "openvino": "openvino",
+    "scikit-learn": "demo",
 }
 """Optional packages, and the extra that brings each."""
 
@@ -24,8 +29,7 @@ def doctor() -> dict[str, Any]:
         "kind": "doctor",
         "system": system(),
         "packages": {
-            name: {"version": _version(name), "extra": extra}
-            for name, extra in _PACKAGES.items()
+            name: {"version": _version(name), "extra": extra} for name, extra in _PACKAGES.items()
         },
         "targets": {name: _target(name) for name in targets.REGISTRY},
         "openvino_devices": _openvino_devices(),
@@ -36,7 +40,9 @@ def doctor() -> dict[str, Any]:
 def _target(name: str) -> dict[str, Any]:
     here = targets.get(name).availability()
     return {
-        "available": here.ok, "reason": here.reason, "fix": here.fix,
+        "available": here.ok,
+        "reason": here.reason,
+        "fix": here.fix,
         "summary": targets.REGISTRY[name].summary,
     }
 

@@ -110,15 +110,27 @@ def policy(bounds: Mapping[str, Any]) -> Policy:
         return DEFAULT
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-            raise ConfigError(f"bound {name} is wrong", got=repr(value), expected="a number",
-                              fix="mend the flag or the setting")
+            raise ConfigError(
+                f"bound {name} is wrong",
+                got=repr(value),
+                expected="a number",
+                fix="mend the flag or the setting",
+            )
         share = name in ("min_agreement", "min_top1", "min_cosine")
         if (share and not 0 <= value <= 1) or (name == "max_drop" and not -1 <= value <= 1):
-            raise ConfigError(f"bound {name} is wrong", got=value, expected="a share, 0 to 1",
-                              fix="divide percent by 100")
+            raise ConfigError(
+                f"bound {name} is wrong",
+                got=value,
+                expected="a share, 0 to 1",
+                fix="divide percent by 100",
+            )
         if name.startswith("max_") and name != "max_drop" and value <= 0:
-            raise ConfigError(f"bound {name} is wrong", got=value, expected="above 0",
-                              fix="mend the flag or the setting")
+            raise ConfigError(
+                f"bound {name} is wrong",
+                got=value,
+                expected="above 0",
+                fix="mend the flag or the setting",
+            )
     return Policy(**given)
 
 
@@ -134,26 +146,30 @@ def judge(results: Sequence[Result], bounds: Policy) -> Verdicts:
         if kind not in ("build", "verify", "bench"):
             raise ResultError(
                 f"a result of kind {kind!r} has nothing to gate",
-                expected="results of build, verify, bench or run", fix="give another file",
+                expected="results of build, verify, bench or run",
+                fix="give another file",
             )
         if kind in by_kind:
-            raise ResultError(f"there are two results of kind {kind!r}", expected="one of each",
-                              fix="give one")
+            raise ResultError(
+                f"there are two results of kind {kind!r}", expected="one of each", fix="give one"
+            )
         by_kind[kind] = result
     digests = {kind: result["digest"] for kind, result in by_kind.items()}
     if len(set(digests.values())) > 1:
         raise ResultError(
             "the results are of different bundles",
             got=", ".join(f"{kind} of {digest[:16]}..." for kind, digest in digests.items()),
-            expected="one digest", fix="verify and bench the same bundle",
+            expected="one digest",
+            fix="verify and bench the same bundle",
         )
     unstable = tuple(by_kind["bench"]["unstable_because"]) if "bench" in by_kind else ()
     criteria = tuple(
         _criterion(field.name, float(bound), by_kind, bool(unstable))
-        for field in fields(bounds) if (bound := getattr(bounds, field.name)) is not None
+        for field in fields(bounds)
+        if (bound := getattr(bounds, field.name)) is not None
     )
     ranked: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
-    worst = min((c.verdict for c in criteria), key=ranked.index, default="inconclusive")
+    worst: Verdict = min((c.verdict for c in criteria), key=ranked.index, default="inconclusive")
     execution = by_kind["verify"]["execution"] if "verify" in by_kind else None
     return Verdicts(worst, criteria, execution, unstable)
 
@@ -169,17 +185,17 @@ def _parts(results: Sequence[Result]) -> list[Result]:
     return found
 
 
-def _criterion(
-    name: str, bound: float, by_kind: Mapping[str, Result], unstable: bool
-) -> Criterion:
+def _criterion(name: str, bound: float, by_kind: Mapping[str, Result], unstable: bool) -> Criterion:
     kind, figure = _FIGURES[name]
-    holders = list(by_kind.values()) if kind == "any" else \
-        [by_kind[kind]] if kind in by_kind else []
+    holders = (
+        list(by_kind.values()) if kind == "any" else [by_kind[kind]] if kind in by_kind else []
+    )
     try:
         value = figure(holders[0]) if holders else None
     except (KeyError, TypeError, AttributeError) as error:
         raise ResultError(
-            f"a {kind} result has no figure for {name}", got=f"no {error}",
+            f"a {kind} result has no figure for {name}",
+            got=f"no {error}",
             fix="run the command again with this version",
         ) from error
     if value is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy.contracts import TensorSpec
@@ -16,6 +15,7 @@ from vggdeploy.errors import ModelError, missing_package
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import onnx_ir as ir
 
@@ -46,8 +46,10 @@ def read(path: Path) -> ir.Model:
         raise
     except Exception as error:  # protobuf, onnx-ir and numpy each have errors of their own
         raise ModelError(
-            f"ONNX file {path} cannot be read", got=str(error).split("\n")[0] or type(error).__name__,
-            expected="a whole ONNX model", fix="export or copy it again",
+            f"ONNX file {path} cannot be read",
+            got=str(error).split("\n")[0] or type(error).__name__,
+            expected="a whole ONNX model",
+            fix="export or copy it again",
         ) from error
     if not len(model.graph):
         raise ModelError(
@@ -62,15 +64,17 @@ def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
     if not location.is_relative_to(folder):
         raise ModelError(
             f"ONNX file {path}: tensor {tensor.name!r} lies outside of its folder",
-            got=tensor.location, fix="do not use this file",
+            got=tensor.location,
+            fix="do not use this file",
         )
     end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
     if not location.is_file() or location.stat().st_size < end:
         raise ModelError(
             f"ONNX file {path}: the data of tensor {tensor.name!r} is missing or cut short",
             got=f"{location.stat().st_size if location.is_file() else 0:,} bytes in "
-                f"{tensor.location}",
-            expected=f"{end:,} or more", fix="copy the .data file along with the .onnx file",
+            f"{tensor.location}",
+            expected=f"{end:,} or more",
+            fix="copy the .data file along with the .onnx file",
         )
 
 
@@ -79,10 +83,13 @@ def data_files(path: Path, model: ir.Model) -> list[Path]:
     import onnx_ir
 
     tensors = (value.const_value for value in model.graph.initializers.values())
-    return sorted({
-        path.parent / tensor.location for tensor in tensors
-        if isinstance(tensor, onnx_ir.ExternalTensor)
-    })
+    return sorted(
+        {
+            path.parent / tensor.location
+            for tensor in tensors
+            if isinstance(tensor, onnx_ir.ExternalTensor)
+        }
+    )
 
 
 def write(model: ir.Model, path: Path, *, external: bool) -> None:
@@ -115,8 +122,10 @@ def signature(model: ir.Model) -> Signature:
     for name, found in (("input", inputs), ("output", model.graph.outputs)):
         if len(found) != 1:
             raise ModelError(
-                f"the graph has {len(found)} {name}s", got=", ".join(str(v.name) for v in found),
-                expected="one", fix="cut the graph to a classifier of one image batch",
+                f"the graph has {len(found)} {name}s",
+                got=", ".join(str(v.name) for v in found),
+                expected="one",
+                fix="cut the graph to a classifier of one image batch",
             )
     specs = []
     for value, rank in ((inputs[0], 4), (model.graph.outputs[0], 2)):
@@ -126,13 +135,15 @@ def signature(model: ir.Model) -> Signature:
                 f"tensor {value.name!r} has no usable shape",
                 got="none" if shape is None else str(list(shape)),
                 expected="[batch, channels, height, width] in and [batch, classes] out, "
-                         "all but the batch fixed",
+                "all but the batch fixed",
                 fix="export the model with fixed image sizes",
             )
         specs.append(TensorSpec(str(value.name), (None, *shape[1:])))
     if 3 not in (specs[0].shape[1], specs[0].shape[3]):
         raise ModelError(
-            f"input {specs[0].name!r} is no RGB image", got=specs[0], expected="3 channels",
+            f"input {specs[0].name!r} is no RGB image",
+            got=specs[0],
+            expected="3 channels",
             fix="cut the graph to a classifier of one image batch",
         )
     return Signature(*specs)
@@ -198,14 +209,23 @@ def layer_rows(model: ir.Model) -> list[dict[str, Any]]:
         output = static_shape(found.node.outputs[0]) or ()
         tensor = found.weight.const_value
         assert tensor is not None
-        weights = math.prod(int(side) for side in tensor.shape)
-        positions = math.prod(side or 1 for side in output[2:]) if found.node.op_type == "Conv" \
-            else 1
+        weights = _elements(tensor.shape)
+        positions = (
+            math.prod(side or 1 for side in output[2:]) if found.node.op_type == "Conv" else 1
+        )
         bias = found.node.inputs[2] if len(found.node.inputs) > 2 else None
-        has_bias = bias is not None and bias.const_value is not None
-        rows.append({
-            "name": found.name, "output": [side or 1 for side in output[1:]],
-            "params": weights + (math.prod(bias.const_value.shape) if has_bias else 0),
-            "macs": weights * positions, "receptive_field": None,
-        })
+        offset = bias.const_value if bias is not None else None
+        rows.append(
+            {
+                "name": found.name,
+                "output": [side or 1 for side in output[1:]],
+                "params": weights + (_elements(offset.shape) if offset is not None else 0),
+                "macs": weights * positions,
+                "receptive_field": None,
+            }
+        )
     return rows
+
+
+def _elements(shape: Any) -> int:
+    return math.prod(int(side) for side in shape)

@@ -93,7 +93,8 @@ def sqnr_db(reference: NDArray[np.floating], outputs: NDArray[np.floating]) -> N
     )
     # A reference of zeros has no signal: 0 dB if the output is not zeros too.
     ratio[(signal == 0) & (noise == 0)] = 10 ** (SQNR_LIMIT_DB / 10)
-    return 10 * np.log10(np.maximum(ratio, 10 ** (-SQNR_LIMIT_DB / 10)))
+    decibels: NDArray[np.float64] = 10 * np.log10(np.maximum(ratio, 10 ** (-SQNR_LIMIT_DB / 10)))
+    return decibels
 
 
 def accuracy(reference: Scores, outputs: Scores, labels: NDArray[np.int64]) -> Accuracy:
@@ -132,14 +133,15 @@ def mcnemar(gained: int, lost: int) -> float:
     """
     n = gained + lost
     tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, float(2 * tail / 2**n))
 
 
 def _cosine(ref: NDArray[np.float64], out: NDArray[np.float64]) -> NDArray[np.float64]:
     lengths = np.linalg.norm(ref, axis=1) * np.linalg.norm(out, axis=1)
     alike = (ref == out).all(1).astype(np.float64)
     product: NDArray[np.float64] = (ref * out).sum(1)
-    return np.divide(product, lengths, out=alike, where=lengths > 0)
+    cosine: NDArray[np.float64] = np.divide(product, lengths, out=alike, where=lengths > 0)
+    return cosine
 
 
 def _log_softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,17 @@ import numpy as np
 
 import vggdeploy
 from vggdeploy import (
-    atomic, budget, bundle, calib, dataset, digests, export, gates, graphs, results, sources,
+    atomic,
+    budget,
+    bundle,
+    calib,
+    dataset,
+    digests,
+    export,
+    gates,
+    graphs,
+    results,
+    sources,
     verification,
 )
 from vggdeploy import reference as references
@@ -28,7 +38,7 @@ from vggdeploy.benchmarks import BenchOptions
 from vggdeploy.benchmarks import bench as measure
 from vggdeploy.cache import Cache, Entry
 from vggdeploy.calib import methods
-from vggdeploy.contracts import CompileOptions, RunOptions, Silent, TensorSpec
+from vggdeploy.contracts import CPU_WEIGHTS, CompileOptions, RunOptions, Silent, TensorSpec
 from vggdeploy.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -67,6 +77,7 @@ class BuildOptions:
             None.
         method: a key of `calib.METHODS`.
         seed: draws the images.
+        cpu_isa: the CPU that OpenVINO INT8 is built for, a key of `contracts.CPU_WEIGHTS`.
         out: where the bundle goes; ``bundles/<name>-<target>`` when None.
         force: whether another bundle at `out` is replaced.
     """
@@ -81,6 +92,7 @@ class BuildOptions:
     calib_images: int | None = None
     method: str = methods.DEFAULT
     seed: int = 0
+    cpu_isa: str = "vnni"
     out: Path | None = None
     force: bool = False
 
@@ -106,6 +118,7 @@ class _Stages:
             yield record
         record["seconds"] = time.perf_counter() - start
         self.done.append(record)
+        self.reporter.done(name, record["seconds"], record["cached"])
         # torch's export and OpenVINO's models sit in reference cycles: their memory goes before
         # the next stage needs its own.
         gc.collect()
@@ -139,7 +152,9 @@ def export_graph(options: BuildOptions, reporter: Reporter | None = None) -> dic
         for name in ("model.onnx", "model.onnx.data"):
             shutil.copyfile(graph.path / name, work / name)
     return {
-        "kind": "export", "onnx": str(out / "model.onnx"), "digest": graph.digest,
+        "kind": "export",
+        "onnx": str(out / "model.onnx"),
+        "digest": graph.digest,
         "stages": job.stages.done,
     }
 
@@ -157,8 +172,11 @@ def calibrate(options: BuildOptions, reporter: Reporter | None = None) -> dict[s
     table = job.calibrate(graph, job.collect(graph))
     atomic.write_text(out, (table.path / bundle.CALIBRATION).read_text(encoding="utf-8"))
     return {
-        "kind": "calibrate", "table": str(out), "calibration_images": len(job.images),
-        "ignored_files": job.images.ignored, "stages": job.stages.done,
+        "kind": "calibrate",
+        "table": str(out),
+        "calibration_images": len(job.images),
+        "ignored_files": job.images.ignored,
+        "stages": job.stages.done,
     }
 
 
@@ -177,22 +195,33 @@ def bench(
 
 
 def gate(
-    paths: Sequence[Path], bounds: Policy, *, data: str | None, reference: Path | None,
-    device: str, reporter: Reporter,
+    paths: Sequence[Path],
+    bounds: Policy,
+    *,
+    data: str | None,
+    reference: Path | None,
+    device: str,
+    reporter: Reporter,
 ) -> Verdicts:
     """Hold result files against `bounds`; a bundle among `paths` is verified first."""
     found = [
-        verification.verify(
-            path, data=data, reference=reference, device=device, reporter=reporter
-        ) if path.is_dir() else results.read(path)
+        verification.verify(path, data=data, reference=reference, device=device, reporter=reporter)
+        if path.is_dir()
+        else results.read(path)
         for path in paths
     ]
     return gates.judge(found, bounds)
 
 
 def run(
-    options: BuildOptions, bounds: Policy, *, data: str | None, device: str, batch: int,
-    seconds: float, reporter: Reporter,
+    options: BuildOptions,
+    bounds: Policy,
+    *,
+    data: str | None,
+    device: str,
+    batch: int,
+    seconds: float,
+    reporter: Reporter,
 ) -> tuple[dict[str, Any], Verdicts]:
     """Build, verify, bench and gate.
 
@@ -207,7 +236,10 @@ def run(
     benched = bench(path, batch=batch, seconds=seconds, device=device, reporter=reporter)
     verdicts = gates.judge([built, verified, benched], bounds)
     result = {
-        "kind": "run", "build": built, "verify": verified, "bench": benched,
+        "kind": "run",
+        "build": built,
+        "verify": verified,
+        "bench": benched,
         "gate": verdicts.to_json(),
     }
     return result, verdicts
@@ -235,9 +267,12 @@ class _Job:
                 export.export(module, self.source.weights.network, work)
 
         versions = {name: _version(name) for name in ("torch", "onnx", "onnx-ir", "onnxscript")}
-        return self.stages.run("export", lambda: self.store.stage(
-            "export", {"source": self.source.identity(), "versions": versions}, make
-        ))
+        return self.stages.run(
+            "export",
+            lambda: self.store.stage(
+                "export", {"source": self.source.identity(), "versions": versions}, make
+            ),
+        )
 
 
 class _Calibration(_Job):
@@ -248,12 +283,15 @@ class _Calibration(_Job):
         if options.method not in calib.METHODS:
             raise ConfigError(
                 f"unknown method {options.method!r}",
-                expected="one of " + ", ".join(calib.METHODS), fix="choose one with --method",
+                expected="one of " + ", ".join(calib.METHODS),
+                fix="choose one with --method",
             )
         self.images, self.probes = _images(options, self.source, self.store)
         self.provenance = {
-            "model": self.source.identity(), "images_sha256": self.images.digest(),
-            "images": len(self.images), "seed": options.seed,
+            "model": self.source.identity(),
+            "images_sha256": self.images.digest(),
+            "images": len(self.images),
+            "seed": options.seed,
             "preprocess": self.source.preprocess.to_json(),
         }
 
@@ -271,10 +309,19 @@ class _Calibration(_Job):
                     runner, names, self.images, self.source.preprocess, self.reporter
                 ).save(work / _STATISTICS)
 
-        return self.stages.run("collect", lambda: self.store.stage("collect", {
-            "graph": graph.digest, "images": self.provenance["images_sha256"],
-            "preprocess": self.source.preprocess.to_json(), "version": runner_of.version(),
-        }, make))
+        return self.stages.run(
+            "collect",
+            lambda: self.store.stage(
+                "collect",
+                {
+                    "graph": graph.digest,
+                    "images": self.provenance["images_sha256"],
+                    "preprocess": self.source.preprocess.to_json(),
+                    "version": runner_of.version(),
+                },
+                make,
+            ),
+        )
 
     def calibrate(self, graph: Entry, statistics: Entry) -> Entry:
         """The calibration table."""
@@ -284,13 +331,22 @@ class _Calibration(_Job):
             calib.calibrate(
                 calib.Statistics.load(statistics.path / _STATISTICS),
                 {point.name: point.nonnegative for point in points},
-                self.options.method, self.provenance,
+                self.options.method,
+                self.provenance,
             ).save(work / bundle.CALIBRATION)
 
-        return self.stages.run("calibrate", lambda: self.store.stage("calibrate", {
-            "statistics": statistics.digest, "method": self.options.method,
-            "provenance": self.provenance,
-        }, make))
+        return self.stages.run(
+            "calibrate",
+            lambda: self.store.stage(
+                "calibrate",
+                {
+                    "statistics": statistics.digest,
+                    "method": self.options.method,
+                    "provenance": self.provenance,
+                },
+                make,
+            ),
+        )
 
 
 class _Build(_Calibration):
@@ -298,13 +354,20 @@ class _Build(_Calibration):
 
     def __init__(self, options: BuildOptions, reporter: Reporter) -> None:
         self.target: Target = sources.available(options.target)
+        self.dialect = _dialect(self.target, options.cpu_isa)
         super().__init__(options, reporter)
         self.out = options.out or Path("bundles") / f"{self.source.name}-{options.target}"
-        self.key = digests.sha256_json({
-            **self.provenance, "target": options.target, "method": options.method,
-            "probes": self.probes.digest(), "backend": self.target.version(),
-            "tool": vggdeploy.__version__,
-        })
+        self.key = digests.sha256_json(
+            {
+                **self.provenance,
+                "target": options.target,
+                "dialect": asdict(self.dialect) if self.dialect else None,
+                "method": options.method,
+                "probes": self.probes.digest(),
+                "backend": self.target.version(),
+                "tool": vggdeploy.__version__,
+            }
+        )
         self.unchanged = bundle.holds(self.out, self.key, force=options.force)
 
     def bundle(self) -> dict[str, Any]:
@@ -312,25 +375,34 @@ class _Build(_Calibration):
         graph = self.export()
         table: Entry | None = None
         quantized: Entry | None = None
-        if self.target.dialect is not None:
+        if self.dialect is not None:
             table = self.calibrate(graph, self.collect(graph))
-            quantized = self._quantize(graph, table, self.target.dialect)
+            quantized = self._quantize(graph, table, self.dialect)
         engine = self._compile(quantized or graph)
-        scores = self.stages.run("reference", lambda: sources.scores(
-            self.source, self.probes, self.store, self.reporter
-        ))
+        scores = self.stages.run(
+            "reference", lambda: sources.scores(self.source, self.probes, self.store, self.reporter)
+        )
         with self.stages.timed("bundle") as record:
             record["cached"] = self.unchanged
-            made = bundle.open_bundle(self.out) if self.unchanged else bundle.write(
-                self.out, self._facts(graph, engine, table),
-                lambda work: self._fill(work, graph, quantized, table, engine, scores),
-                replace=self.out.exists(),
+            made = (
+                bundle.open_bundle(self.out)
+                if self.unchanged
+                else bundle.write(
+                    self.out,
+                    self._facts(graph, engine, table),
+                    lambda work: self._fill(work, graph, quantized, table, engine, scores),
+                    replace=self.out.exists(),
+                )
             )
         left = json.loads((quantized.path / _QUANTIZED).read_text())["left"] if quantized else []
         return {
-            "kind": "build", "bundle": str(self.out), "target": self.target.name,
-            "digest": made.manifest["digest"], "engine_bytes": made.engine_bytes,
-            "stages": self.stages.done, "unchanged": self.unchanged,
+            "kind": "build",
+            "bundle": str(self.out),
+            "target": self.target.name,
+            "digest": made.manifest["digest"],
+            "engine_bytes": made.engine_bytes,
+            "stages": self.stages.done,
+            "unchanged": self.unchanged,
             "left_in_high_precision": left,
             "calibration_images": len(self.images) if table else 0,
             "ignored_files": self.images.ignored,
@@ -339,14 +411,25 @@ class _Build(_Calibration):
     def _quantize(self, graph: Entry, table: Entry, dialect: Dialect) -> Entry:
         def make(work: Path) -> None:
             done = calib.quantize(
-                graph.path / _GRAPH, calib.CalibrationTable.load(table.path / bundle.CALIBRATION),
-                dialect, work / _GRAPH,
+                graph.path / _GRAPH,
+                calib.CalibrationTable.load(table.path / bundle.CALIBRATION),
+                dialect,
+                work / _GRAPH,
             )
             (work / _QUANTIZED).write_text(json.dumps(asdict(done)))
 
-        return self.stages.run("quantize", lambda: self.store.stage("quantize", {
-            "graph": graph.digest, "table": table.digest, "dialect": asdict(dialect),
-        }, make))
+        return self.stages.run(
+            "quantize",
+            lambda: self.store.stage(
+                "quantize",
+                {
+                    "graph": graph.digest,
+                    "table": table.digest,
+                    "dialect": asdict(dialect),
+                },
+                make,
+            ),
+        )
 
     def _compile(self, graph: Entry) -> Entry:
         def make(work: Path) -> None:
@@ -354,30 +437,49 @@ class _Build(_Calibration):
             files = self.target.compile(graph.path / _GRAPH, options, work)
             (work / _ENGINE_LIST).write_text(json.dumps([file.name for file in files]))
 
-        return self.stages.run("compile", lambda: self.store.stage("compile", {
-            "graph": graph.digest, "target": self.target.name, "version": self.target.version(),
-        }, make))
+        return self.stages.run(
+            "compile",
+            lambda: self.store.stage(
+                "compile",
+                {
+                    "graph": graph.digest,
+                    "target": self.target.name,
+                    "version": self.target.version(),
+                },
+                make,
+            ),
+        )
 
     def _facts(self, graph: Entry, engine: Entry, table: Entry | None) -> dict[str, Any]:
         """The manifest's own part."""
         signature = graphs.signature(graphs.read(graph.path / _GRAPH))
         return {
-            "target": self.target.name, "precision": self.target.precision,
+            "target": self.target.name,
+            "precision": self.target.precision,
             "model": self.source.facts(),
-            "input": _contract(signature.input), "output": _contract(signature.output),
+            "input": _contract(signature.input),
+            "output": _contract(signature.output),
             "preprocess": self.source.preprocess.to_json(),
             "engine": json.loads((engine.path / _ENGINE_LIST).read_text()),
             "calibration": table.digest if table else None,
             "settings": {},
             "build": {
-                "key": self.key, "backend": self.target.version(), "seed": self.options.seed,
+                "key": self.key,
+                "backend": self.target.version(),
+                "seed": self.options.seed,
                 "method": self.options.method if table else None,
+                "cpu_isa": self.options.cpu_isa if table else None,
             },
         }
 
     def _fill(
-        self, work: Path, graph: Entry, quantized: Entry | None, table: Entry | None,
-        engine: Entry, scores: Entry,
+        self,
+        work: Path,
+        graph: Entry,
+        quantized: Entry | None,
+        table: Entry | None,
+        engine: Entry,
+        scores: Entry,
     ) -> None:
         """Put every file of the bundle but its manifest into `work`."""
         for name in json.loads((engine.path / _ENGINE_LIST).read_text()):
@@ -387,7 +489,8 @@ class _Build(_Calibration):
             shutil.copyfile(table.path / bundle.CALIBRATION, work / bundle.CALIBRATION)
         bundle.Probes(
             np.stack(list(self.probes.pixels(self.source.preprocess))),
-            np.load(scores.path / sources.SCORES, allow_pickle=False), self.probes.labels(),
+            np.load(scores.path / sources.SCORES, allow_pickle=False),
+            self.probes.labels(),
         ).save(work / bundle.PROBES)
         precision = self.target.precision
         if self.source.network:
@@ -398,16 +501,32 @@ class _Build(_Calibration):
         (work / bundle.LAYERS).write_text(json.dumps(layers, indent=1))
 
 
+def _dialect(target: Target, cpu_isa: str) -> Dialect | None:
+    """The target's dialect, with weights that suit the CPU it is for."""
+    if cpu_isa not in CPU_WEIGHTS:
+        raise ConfigError(
+            f"unknown CPU {cpu_isa!r}",
+            expected="one of " + ", ".join(CPU_WEIGHTS),
+            fix="choose one with --cpu-isa",
+        )
+    if target.dialect is None or target.dialect.name != "openvino":
+        return target.dialect
+    return replace(target.dialect, weight=CPU_WEIGHTS[cpu_isa])
+
+
 def _resolve(options: BuildOptions) -> Source:
     if options.model is None:
         return sources.from_weights(
-            options.weights, arch=options.arch, num_classes=options.num_classes,
+            options.weights,
+            arch=options.arch,
+            num_classes=options.num_classes,
             preprocess=options.preprocess,
         )
     for flag, value in (("--arch", options.arch), ("--num-classes", options.num_classes)):
         if value is not None:
             raise ConfigError(
-                f"{flag} goes with --weights, not with --model", got=value,
+                f"{flag} goes with --weights, not with --model",
+                got=value,
                 fix="drop it: a graph says by itself what it is",
             )
     return sources.from_onnx(options.model, options.preprocess)

@@ -71,10 +71,10 @@ class Preprocess:
         x = pixels[..., ::-1] if self.channels == "bgr" else pixels
         scale = np.float32(self.scale) / np.asarray(self.std, np.float32)
         shift = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
-        x = x.astype(np.float32) * scale - shift
+        normal = x.astype(np.float32) * scale - shift
         if self.layout == "nchw":
-            x = x.transpose(0, 3, 1, 2)
-        return np.ascontiguousarray(x, dtype=np.float32)
+            normal = normal.transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(normal, dtype=np.float32)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -138,7 +138,8 @@ def from_mapping(table: dict[str, Any], *, where: str) -> Preprocess:
     for key in table:
         if key not in known:
             raise ConfigError(
-                f"{where}: unknown key {key!r}", expected="one of " + ", ".join(sorted(known)),
+                f"{where}: unknown key {key!r}",
+                expected="one of " + ", ".join(sorted(known)),
                 fix="remove or rename it",
             )
 
@@ -150,7 +151,8 @@ def from_mapping(table: dict[str, Any], *, where: str) -> Preprocess:
             or not all(_is_number(v, kind) for v in value)
         ):
             raise ConfigError(
-                f"{where}: {key} is wrong", got=value,
+                f"{where}: {key} is wrong",
+                got=value,
                 expected=f"{count} {'whole numbers' if kind is int else 'finite numbers'}",
                 fix="mend the value",
             )
@@ -160,8 +162,10 @@ def from_mapping(table: dict[str, Any], *, where: str) -> Preprocess:
         value = table.get(key, getattr(Preprocess, key))
         if value not in options:
             raise ConfigError(
-                f"{where}: {key} is wrong", got=repr(value),
-                expected="one of " + ", ".join(options), fix="mend the value",
+                f"{where}: {key} is wrong",
+                got=repr(value),
+                expected="one of " + ", ".join(options),
+                fix="mend the value",
             )
         return value
 
@@ -169,29 +173,38 @@ def from_mapping(table: dict[str, Any], *, where: str) -> Preprocess:
         value = table.get(key, getattr(Preprocess, key))
         if not _is_number(value, kind):
             raise ConfigError(
-                f"{where}: {key} is wrong", got=repr(value), expected="a number",
+                f"{where}: {key} is wrong",
+                got=repr(value),
+                expected="a number",
                 fix="mend the value",
             )
         return kind(value)
 
     made = Preprocess(
-        size=numbers("size", 2, int),  # type: ignore[arg-type]  # two by construction
+        size=numbers("size", 2, int),
         resize=choice("resize", ("shortest", "stretch")),
         resize_to=number("resize_to", int),
         interpolation=choice("interpolation", tuple(_INTERPOLATIONS)),
         channels=choice("channels", ("rgb", "bgr")),
         scale=number("scale", float),
-        mean=numbers("mean", 3, float),  # type: ignore[arg-type]  # three by construction
-        std=numbers("std", 3, float),  # type: ignore[arg-type]
+        mean=numbers("mean", 3, float),
+        std=numbers("std", 3, float),
         layout=choice("layout", ("nchw", "nhwc")),
     )
     if min(made.size) < 1:
-        raise ConfigError(f"{where}: size is wrong", got=made.size, expected="1 pixel or more",
-                          fix="mend the value")
+        raise ConfigError(
+            f"{where}: size is wrong",
+            got=made.size,
+            expected="1 pixel or more",
+            fix="mend the value",
+        )
     if min(made.std) <= 0 or made.scale <= 0:
-        raise ConfigError(f"{where}: std and scale divide and multiply the pixels",
-                          got=f"std {made.std}, scale {made.scale}", expected="all above 0",
-                          fix="mend the value")
+        raise ConfigError(
+            f"{where}: std and scale divide and multiply the pixels",
+            got=f"std {made.std}, scale {made.scale}",
+            expected="all above 0",
+            fix="mend the value",
+        )
     if made.resize == "shortest" and made.resize_to < max(made.size):
         raise ConfigError(
             f"{where}: the crop is larger than the resized image",

@@ -63,18 +63,22 @@ def read(path: Path) -> dict[str, Any]:
         raise ResultError(f"result {path} does not exist", fix="check the path") from error
     except (OSError, ValueError) as error:
         raise ResultError(
-            f"result {path} cannot be read", got=error,
-            expected="JSON that a command's --json wrote", fix="run the command again",
+            f"result {path} cannot be read",
+            got=error,
+            expected="JSON that a command's --json wrote",
+            fix="run the command again",
         ) from error
     if not isinstance(result, dict) or "kind" not in result:
         raise ResultError(
-            f"{path} is no result", expected="JSON that a command's --json wrote",
+            f"{path} is no result",
+            expected="JSON that a command's --json wrote",
             fix="check the path",
         )
     if result.get("schema") != SCHEMA:
         raise ResultError(
-            f"result {path} is of another schema", got=result.get("schema"), expected=SCHEMA,
+            f"result {path} is of another schema",
+            got=result.get("schema"),
+            expected=SCHEMA,
             fix="run the command again with this version",
         )
     return result
-

@@ -73,9 +73,13 @@ class Source:
             return {"name": self.name, "onnx": str(self.model), "sha256": self.sha256}
         network = self.weights.network
         return {
-            "name": network.arch, "arch": network.arch, "num_classes": network.num_classes,
-            "input_size": list(network.input[1:]), "width_divisor": network.width_divisor,
-            "weights": self.weights.source, "sha256": self.sha256,
+            "name": network.arch,
+            "arch": network.arch,
+            "num_classes": network.num_classes,
+            "input_size": list(network.input[1:]),
+            "width_divisor": network.width_divisor,
+            "weights": self.weights.source,
+            "sha256": self.sha256,
         }
 
     def identity(self) -> dict[str, Any]:
@@ -84,7 +88,10 @@ class Source:
 
 
 def from_weights(
-    weights: str, *, arch: str | None = None, num_classes: int | None = None,
+    weights: str,
+    *,
+    arch: str | None = None,
+    num_classes: int | None = None,
     preprocess: str | None = None,
 ) -> Source:
     """A source from ``--weights`` and its companions.
@@ -94,14 +101,18 @@ def from_weights(
     """
     chosen = preprocessing.load(preprocess) if preprocess else None
     found = references.locate(
-        weights, arch=arch, num_classes=num_classes,
+        weights,
+        arch=arch,
+        num_classes=num_classes,
         input_size=chosen.size if chosen else (224, 224),
     )
     made = chosen or preprocessing.load(found.preprocess)
     if made.layout != "nchw":
         raise ConfigError(
-            "the reference network takes NCHW images", got=f"layout {made.layout}",
-            expected="nchw", fix="mend the preprocessing file",
+            "the reference network takes NCHW images",
+            got=f"layout {made.layout}",
+            expected="nchw",
+            fix="mend the preprocessing file",
         )
     return Source(found, None, found.sha256, made)
 
@@ -142,7 +153,9 @@ def from_manifest(manifest: Mapping[str, Any]) -> Source:
         source = Source(None, found.model, found.sha256, made)
     else:
         weights = references.locate(
-            said["weights"], arch=said["arch"], num_classes=said["num_classes"],
+            said["weights"],
+            arch=said["arch"],
+            num_classes=said["num_classes"],
             input_size=(said["input_size"][0], said["input_size"][1]),
         )
         source = Source(weights, None, weights.sha256, made)
@@ -180,7 +193,8 @@ def require_same(source: Source, manifest: Mapping[str, Any]) -> None:
     if source.sha256 != manifest["model"]["sha256"]:
         raise WeightsError(
             f"{source.model or (source.weights and source.weights.path)} is not what the bundle "
-            "was built from", got=f"SHA-256 {source.sha256[:16]}...",
+            "was built from",
+            got=f"SHA-256 {source.sha256[:16]}...",
             expected=f"{manifest['model']['sha256'][:16]}...",
             fix="give --reference the original file",
         )
@@ -195,21 +209,28 @@ def scores(source: Source, images: Dataset, store: Cache, reporter: Reporter) ->
         MissingError: when the package that runs it is not installed.
         DatasetError: naming an image that cannot be decoded.
     """
+
     def make(work: Path) -> None:
         run = _torch_scores if source.weights else _onnx_scores
         batches = dataset.batches(images.pixels(source.preprocess), _BATCH if source.weights else 1)
         total = -(-len(images) // (_BATCH if source.weights else 1))
-        found = list(reporter.track(
-            run(source, (source.preprocess.arithmetic(batch) for batch in batches)),
-            total, "running the reference",
-        ))
+        found = list(
+            reporter.track(
+                run(source, (source.preprocess.arithmetic(batch) for batch in batches)),
+                total,
+                "running the reference",
+            )
+        )
         np.save(work / SCORES, np.concatenate(found))
 
     # scores depend on the images' contents and order, not on the folder's name.
     return store.stage(
         "reference",
-        {"source": source.identity(), "images": images.digest(),
-         "preprocess": source.preprocess.to_json()},
+        {
+            "source": source.identity(),
+            "images": images.digest(),
+            "preprocess": source.preprocess.to_json(),
+        },
         make,
     )
 
@@ -218,7 +239,7 @@ def _torch_scores(
     source: Source, batches: Iterator[NDArray[np.float32]]
 ) -> Iterator[NDArray[np.float32]]:
     assert source.weights is not None
-    module = references.load(source.weights)
+    module = references.load(source.weights, channels_last=True)
     for batch in batches:
         yield references.outputs(module, batch)
 
@@ -261,4 +282,3 @@ def demo_images(split: str, store: Cache) -> Dataset:
     """The demo's images of a split, written once into the cache as a folder of class folders."""
     entry = store.stage("digits", {"split": split}, lambda work: digits.write(split, work / split))
     return dataset.scan(entry.path / split)
-

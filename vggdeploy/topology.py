@@ -11,6 +11,7 @@ twice that.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -27,9 +28,7 @@ _VGG: dict[str, tuple[int | str, ...]] = {
     "vgg16": (64, 64, "M", 128, 128, "M") + (256,) * 3 + ("M",) + ((512,) * 3 + ("M",)) * 2,
     "vgg19": (64, 64, "M", 128, 128, "M") + (256,) * 4 + ("M",) + ((512,) * 4 + ("M",)) * 2,
 }
-ARCHITECTURES: tuple[str, ...] = tuple(
-    name for base in _VGG for name in (base, f"{base}_bn")
-)
+ARCHITECTURES: tuple[str, ...] = tuple(name for base in _VGG for name in (base, f"{base}_bn"))
 """Every name that ``--arch`` takes."""
 
 HIDDEN = 4096
@@ -131,7 +130,8 @@ def vgg(
     """
     if arch not in ARCHITECTURES:
         raise ConfigError(
-            f"unknown architecture {arch!r}", expected="one of " + ", ".join(ARCHITECTURES),
+            f"unknown architecture {arch!r}",
+            expected="one of " + ", ".join(ARCHITECTURES),
             fix="choose one with --arch",
         )
     _check_size(num_classes, input_size, SMALLEST_INPUT)
@@ -144,8 +144,14 @@ def vgg(
 
     for step in _VGG[arch.removesuffix("_bn")]:
         if isinstance(step, str):
-            add("features", "maxpool", in_channels=channels, out_channels=channels, kernel=2,
-                stride=2)
+            add(
+                "features",
+                "maxpool",
+                in_channels=channels,
+                out_channels=channels,
+                kernel=2,
+                stride=2,
+            )
             continue
         width = step // width_divisor
         add("features", "conv", in_channels=channels, out_channels=width, kernel=3, padding=1)
@@ -155,7 +161,7 @@ def vgg(
         add("features", "relu", in_channels=channels, out_channels=channels)
     layers.append(Layer("avgpool", "avgpool", channels, channels, kernel=7))
     widths = (channels * 7 * 7, HIDDEN // width_divisor, HIDDEN // width_divisor, num_classes)
-    for position, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for position, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
         add("classifier", "linear", in_channels=fan_in, out_channels=fan_out)
         if position < 2:
             add("classifier", "relu", in_channels=fan_out, out_channels=fan_out)
@@ -165,12 +171,14 @@ def vgg(
 
 def _check_size(num_classes: int, input_size: tuple[int, int], smallest: int) -> None:
     if num_classes < 1:
-        raise ConfigError("too few classes", got=num_classes, expected="1 or more",
-                          fix="mend --num-classes")
+        raise ConfigError(
+            "too few classes", got=num_classes, expected="1 or more", fix="mend --num-classes"
+        )
     if min(input_size) < smallest:
         raise ConfigError(
             "the image is too small for the network's poolings",
-            got=f"{input_size[0]}x{input_size[1]}", expected=f"{smallest} pixels or more each way",
+            got=f"{input_size[0]}x{input_size[1]}",
+            expected=f"{smallest} pixels or more each way",
             fix="choose a larger size",
         )
 
@@ -206,19 +214,26 @@ def alexnet(num_classes: int = 1000, input_size: tuple[int, int] = (224, 224)) -
         return Layer(name, kind, width, width)
 
     layers = (
-        conv("features.0", 3, 64, 11, 4, 2), same("features.1", "relu", 64),
+        conv("features.0", 3, 64, 11, 4, 2),
+        same("features.1", "relu", 64),
         pool("features.2", 64),
-        conv("features.3", 64, 192, 5, 1, 2), same("features.4", "relu", 192),
+        conv("features.3", 64, 192, 5, 1, 2),
+        same("features.4", "relu", 192),
         pool("features.5", 192),
-        conv("features.6", 192, 384, 3, 1, 1), same("features.7", "relu", 384),
-        conv("features.8", 384, 256, 3, 1, 1), same("features.9", "relu", 256),
-        conv("features.10", 256, 256, 3, 1, 1), same("features.11", "relu", 256),
+        conv("features.6", 192, 384, 3, 1, 1),
+        same("features.7", "relu", 384),
+        conv("features.8", 384, 256, 3, 1, 1),
+        same("features.9", "relu", 256),
+        conv("features.10", 256, 256, 3, 1, 1),
+        same("features.11", "relu", 256),
         pool("features.12", 256),
         Layer("avgpool", "avgpool", 256, 256, kernel=6),
         same("classifier.0", "dropout", 9216),
-        Layer("classifier.1", "linear", 9216, 4096), same("classifier.2", "relu", 4096),
+        Layer("classifier.1", "linear", 9216, 4096),
+        same("classifier.2", "relu", 4096),
         same("classifier.3", "dropout", 4096),
-        Layer("classifier.4", "linear", 4096, 4096), same("classifier.5", "relu", 4096),
+        Layer("classifier.4", "linear", 4096, 4096),
+        same("classifier.5", "relu", 4096),
         Layer("classifier.6", "linear", 4096, num_classes),
     )
     return Network("alexnet", (3, *input_size), num_classes, layers)
@@ -257,7 +272,8 @@ def _step(layer: Layer, shape: Shape) -> tuple[Shape, int, float]:
         side, sides = layer.kernel, shape[1:]
         window = max(
             math.ceil((i + 1) * n / side) - math.floor(i * n / side)
-            for n in sides for i in range(side)
+            for n in sides
+            for i in range(side)
         )
         return (layer.out_channels, side, side), window, max(sides) / side
     if layer.kind == "linear":

@@ -18,7 +18,7 @@ from vggdeploy.contracts import RunOptions, Silent
 from vggdeploy.errors import DatasetError, MissingError, ModelError, WeightsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 
 def verify(
-    path: Path, *, data: str | None = None, reference: Path | None = None, device: str = "CPU",
+    path: Path,
+    *,
+    data: str | None = None,
+    reference: Path | None = None,
+    device: str = "CPU",
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Judge a bundle.
@@ -57,12 +61,18 @@ def verify(
     expected, labels, count = probes.reference, probes.labels, len(probes.images)
     if data is not None:
         store = Cache()
-        folder = sources.demo_images("heldout", store) if data == sources.DEMO \
+        folder = (
+            sources.demo_images("heldout", store)
+            if data == sources.DEMO
             else dataset.scan(Path(data).expanduser())
+        )
         _check_labels(folder, opened)
         try:
-            source = sources.from_file(reference, opened.manifest) if reference \
+            source = (
+                sources.from_file(reference, opened.manifest)
+                if reference
                 else sources.from_manifest(opened.manifest)
+            )
             expected = np.load(
                 sources.scores(source, folder, store, reporter).path / sources.SCORES,
                 allow_pickle=False,
@@ -74,17 +84,29 @@ def verify(
         else:
             judged = "data"
             images, labels, count = folder.pixels(opened.preprocess), folder.labels(), len(folder)
-    with target.open(opened, RunOptions(device=device, goal="throughput")) as runner:
+    run_options = RunOptions(device=device, goal="throughput")
+    with target.open(opened, run_options) as runner:
         name = runner.outputs[0].name
         batches = (opened.preprocess.arithmetic(image[None]) for image in images)
-        found = np.concatenate([
-            outputs[name].copy()
-            for outputs in reporter.track(runner.infer_many(batches), count, "running the engine")
-        ])
+        found = np.concatenate(
+            [
+                outputs[name].copy()
+                for outputs in reporter.track(
+                    runner.infer_many(batches), count, "running the engine"
+                )
+            ]
+        )
     return {
-        "kind": "verify", "bundle": str(path), "target": opened.target,
-        "digest": opened.manifest["digest"], "engine_bytes": opened.engine_bytes,
-        "judged": judged, "note": note, "execution": "native", "device": runner.details,
+        "kind": "verify",
+        "bundle": str(path),
+        "target": opened.target,
+        "digest": opened.manifest["digest"],
+        "engine_bytes": opened.engine_bytes,
+        "judged": judged,
+        "note": note,
+        "execution": "native",
+        "device": runner.details,
+        "cautions": list(target.cautions(opened, run_options)),
         "parity": asdict(parity.parity(expected, found)),
         "accuracy": None if labels is None else asdict(parity.accuracy(expected, found, labels)),
     }
@@ -95,6 +117,8 @@ def _check_labels(folder: Dataset, opened: Bundle) -> None:
     classes = int(opened.manifest["output"]["shape"][-1])
     if labels is not None and labels.max() >= classes:
         raise DatasetError(
-            f"{folder.root} has more classes than the network", got=f"{int(labels.max()) + 1}",
-            expected=f"{classes} at most", fix="give --data the folder that belongs to the network",
+            f"{folder.root} has more classes than the network",
+            got=f"{int(labels.max()) + 1}",
+            expected=f"{classes} at most",
+            fix="give --data the folder that belongs to the network",
         )

@@ -77,7 +77,9 @@ def main(out: Path = CHECKPOINT) -> float:
     plain = topology.vgg("vgg16", width_divisor=WIDTH_DIVISOR)
     # Folding leaves the indices of vgg16_bn; the checkpoint has those of vgg16.
     names = [
-        f"{layer.name}.{part}" for layer in plain.layers if layer.kind in ("conv", "linear")
+        f"{layer.name}.{part}"
+        for layer in plain.layers
+        if layer.kind in ("conv", "linear")
         for part in ("weight", "bias")
     ]
     reference.save(out, dict(zip(names, folded.values(), strict=True)), plain, "demo")
@@ -86,8 +88,8 @@ def main(out: Path = CHECKPOINT) -> float:
     pixels, labels = digits.split("heldout")
     right = 0
     for start in range(0, len(pixels), 50):
-        batch = _normalize(_enlarge(pixels[start : start + 50])).numpy()
-        scores = reference.outputs(module, batch)
+        inputs = _normalize(_enlarge(pixels[start : start + 50])).numpy()
+        scores = reference.outputs(module, inputs)
         right += int((scores.argmax(1) == labels[start : start + 50]).sum())
     accuracy = right / len(pixels)
     console.print(f"{out}: {out.stat().st_size:,} bytes, held-out top-1 {accuracy:.2%}")
@@ -113,10 +115,12 @@ def _shifted(batch: torch.Tensor) -> torch.Tensor:
     padded = torch.nn.functional.pad(batch, (SHIFT,) * 4, mode="replicate")
     height, width = batch.shape[2:]
     moves = torch.randint(0, 2 * SHIFT + 1, (len(batch), 2)).tolist()
-    return torch.stack([
-        image[:, top : top + height, left : left + width]
-        for image, (top, left) in zip(padded, moves, strict=True)
-    ])
+    return torch.stack(
+        [
+            image[:, top : top + height, left : left + width]
+            for image, (top, left) in zip(padded, moves, strict=True)
+        ]
+    )
 
 
 if __name__ == "__main__":

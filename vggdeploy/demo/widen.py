@@ -58,7 +58,9 @@ def widen(
 def _copies(name: str, wide: int, slim: int) -> int:
     if wide % slim:
         raise WeightsError(
-            f"{name} cannot be widened", got=f"{slim} channels", expected=f"a divisor of {wide}",
+            f"{name} cannot be widened",
+            got=f"{slim} channels",
+            expected=f"a divisor of {wide}",
             fix="train a network whose widths divide the full ones",
         )
     return wide // slim

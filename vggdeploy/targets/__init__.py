@@ -46,7 +46,8 @@ def get(name: str) -> Target:
     """
     if name not in REGISTRY:
         raise ConfigError(
-            f"unknown target {name!r}", expected="one of " + ", ".join(REGISTRY),
+            f"unknown target {name!r}",
+            expected="one of " + ", ".join(REGISTRY),
             fix="choose one with --target",
         )
     entry = REGISTRY[name]

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggdeploy import machine
 from vggdeploy.contracts import Availability, GraphTarget, Probe, Runner, TensorSpec
 from vggdeploy.errors import MissingError, ModelError, missing_package
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -68,6 +69,20 @@ class OpenVINO(GraphTarget):
     def open_graph(self, onnx: Path, taps: Sequence[str], options: RunOptions) -> Runner:
         return OpenVINORunner(self, onnx, taps, options, name=onnx.name)
 
+    def cautions(self, bundle: Bundle, options: RunOptions) -> tuple[str, ...]:
+        built_for = bundle.manifest["build"].get("cpu_isa")
+        if (
+            self.precision == "int8"
+            and built_for == "vnni"
+            and options.device == "CPU"
+            and (machine.saturates())
+        ):
+            return (
+                "this CPU has no VNNI: its 8-bit products are added in 16 bits and may saturate, "
+                "which costs accuracy; build for it with --cpu-isa avx2",
+            )
+        return ()
+
     def probes(self, options: RunOptions) -> Sequence[Probe]:
         ov = _openvino()
         found = []
@@ -99,14 +114,16 @@ class OpenVINO(GraphTarget):
         present = core.available_devices
         if device not in present and device.split(".")[0] not in present:
             raise MissingError(
-                f"OpenVINO finds no device {device}", got=", ".join(present) or "none",
+                f"OpenVINO finds no device {device}",
+                got=", ".join(present) or "none",
                 fix="choose another with --device, or install the device's driver",
             )
         has = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
         if self.precision != "fp16" and _CAPABILITIES[self.precision] not in has:
             raise MissingError(
                 f"{device} ({core.get_property(device, 'FULL_DEVICE_NAME')}) has no "
-                f"{_CAPABILITIES[self.precision]} arithmetic", got=", ".join(has),
+                f"{_CAPABILITIES[self.precision]} arithmetic",
+                got=", ".join(has),
                 fix=f"run {self.name} on a device that has it, or build ov-fp32 or ov-int8",
             )
 
@@ -117,7 +134,12 @@ class OpenVINORunner(Runner):
     reuses_buffers = True
 
     def __init__(
-        self, target: OpenVINO, model: Path | Any, taps: Sequence[str], options: RunOptions, *,
+        self,
+        target: OpenVINO,
+        model: Path | Any,
+        taps: Sequence[str],
+        options: RunOptions,
+        *,
         name: str,
     ) -> None:
         super().__init__()
@@ -151,12 +173,13 @@ class OpenVINORunner(Runner):
         except RuntimeError as error:
             raise ModelError(
                 f"{self.name}: OpenVINO does not compile it for {self._options.device}",
-                got=_reason(error), fix="try --device CPU, or another target",
+                got=_reason(error),
+                fix="try --device CPU, or another target",
             ) from error
         self.depth = (
-            1 if self._options.goal == "latency" else max(
-                2, int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-            )
+            1
+            if self._options.goal == "latency"
+            else max(2, int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
         )
         self._requests = [self._compiled.create_infer_request() for _ in range(self.depth)]
         self.details = {
@@ -173,7 +196,7 @@ class OpenVINORunner(Runner):
         request.infer({0: batch}, share_inputs=True)
         return self._results(request)
 
-    def _infer_many(self, batches: Iterable[NDArray[np.float32]]) -> Iterator[Outputs]:
+    def _infer_many(self, batches: Iterable[NDArray[np.float32]]) -> Generator[Outputs, None, None]:
         # Requests are used in turn, so results come in order; a batch is held until its request
         # is done with it, since inputs are shared and not copied.
         held: list[NDArray[np.float32] | None] = [None] * self.depth
@@ -221,8 +244,10 @@ def _read(ov: Any, path: Path) -> Any:
         return ov.Core().read_model(path)
     except RuntimeError as error:
         raise ModelError(
-            f"OpenVINO does not take {path.name}", got=_reason(error),
-            expected="operators that OpenVINO has", fix="export the model without them",
+            f"OpenVINO does not take {path.name}",
+            got=_reason(error),
+            expected="operators that OpenVINO has",
+            fix="export the model without them",
         ) from error
 
 
@@ -232,7 +257,7 @@ def _reason(error: RuntimeError) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _quantized(ov: Any, value: Any, precision: str) -> Any:
+def _quantized(value: Any, precision: str) -> Any:
     """An activation as an INT8 target has it: unsigned 8 bits of 0 to 4."""
     from openvino import opset13 as ops
 
@@ -242,13 +267,13 @@ def _quantized(ov: Any, value: Any, precision: str) -> Any:
     return ops.fake_quantize(value, low, high, low, high, 256)
 
 
-def _weights(ov: Any, shape: tuple[int, ...], precision: str) -> Any:
+def _weights(shape: tuple[int, ...], precision: str) -> Any:
     """Random weights of a target's type, dequantized where they are integers."""
     from openvino import opset13 as ops
 
     rng = np.random.default_rng(0)
     if precision != "int8":
-        return ops.constant((rng.standard_normal(shape, np.float32) * 0.02))
+        return ops.constant(rng.standard_normal(shape, np.float32) * 0.02)
     integers = rng.integers(-127, 128, shape, np.int8)
     scale = np.full((shape[0], *(1,) * (len(shape) - 1)), 2e-4, np.float32)
     return ops.multiply(ops.convert(ops.constant(integers), "f32"), ops.constant(scale))
@@ -262,14 +287,22 @@ def _convolutions(ov: Any, precision: str, channels: int, side: int) -> tuple[An
     value: Any = image
     for _ in range(2):
         value = ops.convolution(
-            _quantized(ov, value, precision),
-            _weights(ov, (channels, channels, 3, 3), precision),
-            [1, 1], [1, 1], [1, 1], [1, 1],
+            _quantized(value, precision),
+            _weights((channels, channels, 3, 3), precision),
+            [1, 1],
+            [1, 1],
+            [1, 1],
+            [1, 1],
         )
         value = ops.relu(value)
     # Pooled and quantized, so that no time goes into writing wide floats.
     value = ops.max_pool(
-        _quantized(ov, value, precision), [side, side], [1, 1], [0, 0], [0, 0], [side, side],
+        _quantized(value, precision),
+        [side, side],
+        [1, 1],
+        [0, 0],
+        [0, 0],
+        [side, side],
     ).output(0)
     return ov.Model([value], [image], "convolutions"), 2 * side**2 * channels**2 * 9
 
@@ -281,6 +314,6 @@ def _wide_matrix(ov: Any, precision: str) -> tuple[Any, int]:
     width = {"int8": 1, "fp32": 4}.get(precision, 2)
     inputs, outputs = _PROBE_WEIGHT_BYTES // width // 4096, 4096
     vector = ops.parameter([1, inputs], np.float32, name="image")
-    weights = _weights(ov, (outputs, inputs), precision)
-    value = ops.matmul(_quantized(ov, vector, precision), weights, False, True)
+    weights = _weights((outputs, inputs), precision)
+    value = ops.matmul(_quantized(vector, precision), weights, False, True)
     return ov.Model([value], [vector], "matrix"), inputs * outputs * width

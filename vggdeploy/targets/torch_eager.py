@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from vggdeploy.bundle import Bundle
     from vggdeploy.contracts import CompileOptions, Outputs, RunOptions
-    from vggdeploy.topology import Network
 
 ENGINE = "model.safetensors"
 NETWORK = "network.json"
@@ -34,7 +34,8 @@ class Torch(Target):
         for package in ("torch", "safetensors"):
             if importlib.util.find_spec(package) is None:
                 return Availability(
-                    False, f"the package {package} is not installed",
+                    False,
+                    f"the package {package} is not installed",
                     "pip install 'vggdeploy[export]'",
                 )
         return Availability(True)
@@ -48,7 +49,8 @@ class Torch(Target):
         network = options.network
         if network is None:
             raise ModelError(
-                f"{self.name} runs networks of the VGG family alone", got="a foreign ONNX graph",
+                f"{self.name} runs networks of the VGG family alone",
+                got="a foreign ONNX graph",
                 fix="build ov-fp32 in its place",
             )
         model = graphs.read(onnx)
@@ -61,22 +63,31 @@ class Torch(Target):
             assert weight is not None
             tensors[f"{layer.name}.weight"] = weight.numpy()
             # The exporter drops a bias of zeros.
-            bias = found[f"{layer.name}.bias"].const_value if f"{layer.name}.bias" in found \
-                else None
+            bias = (
+                found[f"{layer.name}.bias"].const_value if f"{layer.name}.bias" in found else None
+            )
             tensors[f"{layer.name}.bias"] = (
                 np.zeros(layer.out_channels, np.float32) if bias is None else bias.numpy()
             )
         save_file(tensors, out_dir / ENGINE)
-        (out_dir / NETWORK).write_text(json.dumps({
-            "arch": network.arch, "num_classes": network.num_classes,
-            "input_size": list(network.input[1:]), "width_divisor": network.width_divisor,
-        }))
+        (out_dir / NETWORK).write_text(
+            json.dumps(
+                {
+                    "arch": network.arch,
+                    "num_classes": network.num_classes,
+                    "input_size": list(network.input[1:]),
+                    "width_divisor": network.width_divisor,
+                }
+            )
+        )
         return out_dir / ENGINE, out_dir / NETWORK
 
     def open(self, bundle: Bundle, options: RunOptions) -> Runner:
         said = json.loads((bundle.path / NETWORK).read_text())
         network = topology.vgg(
-            said["arch"], num_classes=said["num_classes"], input_size=tuple(said["input_size"]),
+            said["arch"],
+            num_classes=said["num_classes"],
+            input_size=tuple(said["input_size"]),
             width_divisor=said["width_divisor"],
         )
 
@@ -93,23 +104,28 @@ class Torch(Target):
             return made
 
         return TorchRunner(
-            module, TensorSpec("image", (options.batch, *network.input)),
-            TensorSpec("logits", (options.batch, network.num_classes)), f"torch-fp32 {bundle.path}",
+            module,
+            TensorSpec("image", (options.batch, *network.input)),
+            TensorSpec("logits", (options.batch, network.num_classes)),
+            f"torch-fp32 {bundle.path}",
         )
 
     def probes(self, options: RunOptions) -> Sequence[Probe]:
         found = []
         for channels, side in ((256, 56), (512, 28)):
             runner = TorchRunner(
-                lambda c=channels: _convolution(c),
+                functools.partial(_convolution, channels),
                 TensorSpec("image", (1, channels, side, side)),
-                TensorSpec("out", (1, channels, side, side)), f"conv {channels}x{side}x{side}",
+                TensorSpec("out", (1, channels, side, side)),
+                f"conv {channels}x{side}x{side}",
             )
             found.append(Probe(runner.name, runner, macs=side**2 * channels**2 * 9))
         inputs, outputs = 8192, 4096
         runner = TorchRunner(
-            lambda: _matrix(inputs, outputs), TensorSpec("image", (1, inputs)),
-            TensorSpec("out", (1, outputs)), "matrix-vector product",
+            lambda: _matrix(inputs, outputs),
+            TensorSpec("image", (1, inputs)),
+            TensorSpec("out", (1, outputs)),
+            "matrix-vector product",
         )
         found.append(Probe(runner.name, runner, bytes=4 * inputs * outputs))
         return found

@@ -1,4 +1,4 @@
-"""The machine that a result was measured on."""
+"""This machine: what a result was measured on, and what its CPU can do."""
 
 from __future__ import annotations
 
@@ -9,8 +9,19 @@ from pathlib import Path
 from typing import Any
 
 _LIBRARIES = ("vggdeploy", "numpy", "openvino", "torch", "onnx")
-_ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
-        "asimddp", "i8mm", "sve", "bf16")
+_ISA = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "sve",
+    "bf16",
+)
 """CPU flags that decide how fast 8-bit and 16-bit arithmetic is."""
 
 
@@ -20,7 +31,8 @@ def system() -> dict[str, Any]:
     return {
         "cpu": model,
         "isa": [name for name in _ISA if name in flags],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "memory_bytes": _memory(),
         "machine": platform.machine(),
@@ -28,6 +40,13 @@ def system() -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in _LIBRARIES},
     }
+
+
+def saturates() -> bool:
+    """Whether this CPU adds pairs of 8-bit products in 16 bits that saturate: x86 without VNNI."""
+    flags = _cpu()[1]
+    x86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
+    return x86 and bool(flags) and not any("vnni" in flag or "amx_int8" in flag for flag in flags)
 
 
 def _cpu() -> tuple[str | None, frozenset[str]]:
