@@ -1,7 +1,8 @@
 """Files and folders that appear whole or not at all.
 
-Everything is written beside its final name and renamed into place. What a killed process left
-behind is cleared away by the next one that writes to the same name.
+Everything is written beside its final name and renamed into place. A writer holds a lock on what
+it is writing, which the kernel lets go when the process dies in whatever way; what is there without
+a lock was left by a killed process, and the next one that writes to the same name clears it away.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import errno
 import os
 import secrets
 import shutil
-import socket
+import sys
 from typing import TYPE_CHECKING
 
 from vggdeploy.errors import ConfigError, MissingError, VggdeployError
@@ -20,9 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_LOCKS = sys.platform != "win32"
+"""Windows has no locks on folders: nothing is cleared away there."""
+
 _PARTIAL, _OLD = ".partial", ".old"
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_ATTEMPTS = 16
+"""Renames to try when other processes keep replacing the same folder."""
 
 
 @contextlib.contextmanager
@@ -38,30 +45,59 @@ def folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         MissingError: when the disk is full.
         ConfigError: when the place cannot be written.
     """
-    with writing(final):
+    with writing(final), contextlib.ExitStack() as stack:
         final.parent.mkdir(parents=True, exist_ok=True)
         _recover(final)
-        work = final.parent / f"{_prefix(final)}{_owner()}{_PARTIAL}"
+        work, lock = _new_folder(final)
+        stack.callback(_release, lock)
+        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        yield work
+        work.chmod(0o777 & ~_umask())
+        _publish(work, final, replace)
+
+
+def _new_folder(final: Path) -> tuple[Path, int]:
+    """A fresh folder beside `final`, locked."""
+    while True:
+        work = _beside(final, _PARTIAL)
         work.mkdir(mode=0o700)
-    try:
-        with writing(final):
-            yield work
-            work.chmod(0o777 & ~_umask())
-            _publish(work, final, replace)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        lock = _lock(work)
+        if lock is not None:
+            return work, lock
 
 
 def _publish(work: Path, final: Path, replace: bool) -> None:
-    old = final.parent / f"{_prefix(final)}{_owner()}{_OLD}"
-    if replace and final.exists():
-        final.rename(old)
-    try:
-        work.rename(final)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or replace:
-            raise
-    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.ExitStack() as aside:
+        for attempt in range(_ATTEMPTS):
+            try:
+                work.rename(final)
+                return
+            except OSError as error:
+                if error.errno not in _TAKEN or attempt == _ATTEMPTS - 1:
+                    raise
+                if not replace:
+                    return
+            with contextlib.suppress(FileNotFoundError):  # another writer set it aside
+                _set_aside(final, aside)
+
+
+def _set_aside(final: Path, aside: contextlib.ExitStack) -> None:
+    """Move what is at `final` out of the way, locked, until `aside` is done; were this process
+    killed before the new folder is in place, the next one would put it back."""
+    lock = _lock(final)
+    if lock is None:
+        return
+    aside.callback(_release, lock)
+    old = _beside(final, _OLD)
+    final.rename(old)
+    aside.callback(_settle, old, final)
+
+
+def _settle(old: Path, final: Path) -> None:
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.rename(final)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,10 +109,14 @@ def write_text(path: Path, text: str) -> None:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        work = path.parent / f"{_prefix(path)}{_owner()}{_PARTIAL}"
+        _recover(path)
+        work = _beside(path, _PARTIAL)
         try:
-            work.write_text(text, encoding="utf-8")
-            work.replace(path)
+            with work.open("x", encoding="utf-8") as file:
+                _flock(file.fileno(), wait=False)
+                file.write(text)
+                file.flush()
+                work.replace(path)
         finally:
             work.unlink(missing_ok=True)
 
@@ -119,29 +159,63 @@ def _prefix(final: Path) -> str:
     return f".{final.name}~"
 
 
-def _owner() -> str:
-    """Names the process that a leftover belonged to: host, process id, and a random tail."""
-    return f"{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}"
+def _beside(final: Path, ending: str) -> Path:
+    return final.parent / f"{_prefix(final)}{secrets.token_hex(8)}{ending}"
 
 
 def _recover(final: Path) -> None:
-    """Clear what killed processes of this host left; put back a folder they had set aside."""
+    """Clear what killed processes left; put back a folder that one of them had set aside."""
+    if not _LOCKS:
+        return
     for left in final.parent.glob(f"{_prefix(final)}*"):
-        host, _, rest = left.name.removeprefix(_prefix(final)).partition("~")
-        pid = rest.partition("~")[0]
-        if host != socket.gethostname() or not pid.isdigit() or _alive(int(pid)):
+        if left.suffix not in (_PARTIAL, _OLD):
             continue
-        if left.suffix == _OLD and not final.exists():
-            left.rename(final)
-        elif left.suffix in (_PARTIAL, _OLD):
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):  # gone in the meantime
+            handle = os.open(left, os.O_RDONLY)
+            try:
+                if not _flock(handle, wait=False):
+                    continue
+                if left.suffix == _OLD and not final.exists():
+                    left.rename(final)
+                elif left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()
+            finally:
+                os.close(handle)
 
 
-def _alive(pid: int) -> bool:
+def _lock(place: Path) -> int | None:
+    """A handle that locks a folder; None when the folder was gone before the lock was had."""
+    if not _LOCKS:
+        return -1
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+        handle = os.open(place, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    _flock(handle, wait=True)
+    try:
+        if os.path.samestat(os.fstat(handle), place.stat()):
+            return handle
+    except FileNotFoundError:
+        pass
+    os.close(handle)
+    return None
+
+
+def _flock(handle: int, *, wait: bool) -> bool:
+    """Lock an open file or folder; whether that worked."""
+    if not _LOCKS:
         return True
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True
+
+
+def _release(handle: int) -> None:
+    if handle >= 0:
+        os.close(handle)

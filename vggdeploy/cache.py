@@ -66,10 +66,13 @@ class Cache:
             return Entry(final, digests.sha256_json(files), cached=True)
         with atomic.folder(final, replace=final.exists()) as work:
             make(work)
-            files = describe(work)
-            (work / _INDEX).write_text(json.dumps({"inputs": dict(inputs), "files": files}))
+            index = {"inputs": dict(inputs), "files": describe(work)}
+            (work / _INDEX).write_text(json.dumps(index))
         self._prune()
-        return Entry(final, digests.sha256_json(files), cached=False)
+        # Another process may have been faster, with bytes of its own where a tool is not
+        # deterministic: what counts is what is there.
+        published = json.loads((final / _INDEX).read_text())["files"]
+        return Entry(final, digests.sha256_json(published), cached=False)
 
     def size(self) -> int:
         """Bytes of all entries."""

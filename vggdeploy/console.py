@@ -6,7 +6,14 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +32,13 @@ _FULL_WIDTH = 96
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
+class _Count(MofNCompleteColumn):
+    """How many of how many; nothing where the number is not known."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.total is None else super().render(task)
+
+
 class Terminal:
     """Progress bars and tables on standard error; a `contracts.Reporter`."""
 
@@ -41,7 +55,7 @@ class Terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                MofNCompleteColumn(),
+                _Count(),
                 TimeElapsedColumn(),
                 console=self.console,
                 transient=True,
@@ -221,7 +235,9 @@ def show_build(terminal: Terminal, result: Mapping[str, Any]) -> None:
     for name, reason in result["left_in_high_precision"]:
         terminal.line(f"left in high precision: {name} ({reason})", style="yellow")
     if result["ignored_files"]:
-        terminal.line(f"{result['ignored_files']} files in the image folder are no images")
+        terminal.line(
+            f"ignored in the image folder: {result['ignored_files']} files that are no images"
+        )
     if result["unchanged"]:
         terminal.line("nothing was compiled: the same bundle is there already")
     elif all(stage["cached"] for stage in result["stages"] if stage["name"] != "bundle"):
