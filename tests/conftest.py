@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from vggdeploy import demo, pipeline
+from vggdeploy import demo, pipeline, topology
 from vggdeploy.demo import digits
 
 if TYPE_CHECKING:
@@ -48,6 +49,13 @@ def _write_digits(split: str, count: int, folder: Path) -> Path:
     return folder
 
 
+def _settle() -> None:
+    """Take what torch and its exporter hold for good out of the garbage collector's sight: a build
+    collects after each stage, and each of those would go through all of it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 labelled training digits: 16 calibrate, 32 are left for the probes."""
@@ -70,11 +78,43 @@ def slim(digits_folder: Path) -> Callable[..., BuildOptions]:
 
 
 @pytest.fixture(scope="session")
+def tiny(
+    random_weights: Callable[..., Path],
+    digits_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., BuildOptions]:
+    """Options of a build of a VGG11 with random weights, 1/32 of the width, at 64 pixels: for what
+    no accuracy is needed for."""
+    folder = tmp_path_factory.mktemp("tiny")
+    recipe = 'size = [64, 64]\nresize = "stretch"\nmean = [0, 0, 0]\nstd = [1, 1, 1]\n'
+    (folder / "tiny.toml").write_text(recipe)
+    network = topology.vgg("vgg11", num_classes=10, input_size=(64, 64), width_divisor=32)
+    base = pipeline.BuildOptions(
+        weights=str(random_weights(network, folder / "tiny.safetensors")),
+        preprocess=str(folder / "tiny.toml"),
+        calib_data=str(digits_folder),
+        calib_images=16,
+    )
+    return lambda **changes: replace(base, **changes)
+
+
+@pytest.fixture(scope="session")
 def slim_bundle(slim: Callable[..., BuildOptions], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An ov-int8 bundle of the slim demo network. Tests read it and leave it as it is."""
     pytest.importorskip("openvino")
     out = tmp_path_factory.mktemp("bundle") / "slim"
     pipeline.build(slim(out=out))
+    _settle()
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny: Callable[..., BuildOptions], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An ov-int8 bundle of the tiny network. Tests read it and leave it as it is."""
+    pytest.importorskip("openvino")
+    out = tmp_path_factory.mktemp("bundle") / "tiny"
+    pipeline.build(tiny(out=out))
+    _settle()
     return out
 
 

@@ -317,16 +317,17 @@ def show_gate(terminal: Terminal, verdicts: Verdicts) -> None:
         ("criterion", "bound", "value", "verdict"),
         [
             (
-                c.name,
-                f"{c.bound:.6g}",
-                "none" if c.value is None else f"{c.value:.6g}",
-                Text(c.verdict, style=_COLOURS[c.verdict]),
+                criterion.name,
+                f"{criterion.bound:.6g}",
+                "none" if criterion.value is None else f"{criterion.value:.6g}",
+                Text(criterion.verdict, style=_COLOURS[criterion.verdict]),
             )
-            for c in verdicts.criteria
+            for criterion in verdicts.criteria
         ],
     )
-    for reason in verdicts.unstable:
-        terminal.line(f"unstable: {reason}", style="yellow")
+    for criterion in verdicts.criteria:
+        if criterion.note:
+            terminal.line(f"{criterion.name}: {criterion.note}", style="yellow")
     if verdicts.execution == "emulated":
         terminal.line("accuracy was judged by emulation, not on the device", style="yellow")
     terminal.line(

@@ -55,12 +55,13 @@ than its reference deserves a look."""
 
 @dataclass(frozen=True)
 class Criterion:
-    """One bound and what became of it."""
+    """One bound and what became of it; `note` says why it could not be told."""
 
     name: str
     bound: float
     value: float | None
     verdict: Verdict
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,8 @@ def _criterion(name: str, bound: float, by_kind: Mapping[str, Result], unstable:
             fix="run the command again with this version",
         ) from error
     if value is None:
-        return Criterion(name, bound, None, "inconclusive")
+        return Criterion(name, bound, None, "inconclusive", f"no {kind} result has this figure")
     met = value >= bound if name.startswith("min_") else value <= bound
     if met and unstable and name in _SPEED:
-        return Criterion(name, bound, value, "inconclusive")
+        return Criterion(name, bound, value, "inconclusive", "the measurement was unstable")
     return Criterion(name, bound, value, "pass" if met else "fail")

@@ -1,0 +1,83 @@
+"""A clock that moves when told to, and runners that take as long as they say."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from vggdeploy.contracts import Runner, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+ENDLESS = 2_000
+
+
+class Clock:
+    """Seconds that pass only when a runner takes them."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Timed(Runner):
+    """Query `k` takes ``durations[k]`` seconds, the last one again and again.
+
+    With a queue of `depth`, results come one duration apart, and the first when the queue is full.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        durations: Sequence[float],
+        batch: int = 1,
+        depth: int = 1,
+        shape: tuple[int, ...] = (3, 4, 4),
+    ) -> None:
+        super().__init__()
+        self.name = "timed"
+        self.input = TensorSpec("image", (batch, *shape))
+        self.outputs = (TensorSpec("scores", (batch, 2)),)
+        self.depth = depth
+        self.seen: list[Any] = []
+        self.stopped = 0
+        self._clock = clock
+        self._left = itertools.chain(durations, itertools.repeat(durations[-1]))
+
+    def _start(self) -> None:
+        self.details = {"device": "fake", "requests": self.depth}
+
+    def _stop(self) -> None:
+        self.stopped += 1
+
+    def _infer(self, batch: Any) -> Any:
+        assert len(self.seen) < ENDLESS, "the measurement does not end"
+        self.seen.append(batch)
+        self._clock.now += next(self._left)
+        return {"scores": np.zeros((len(batch), 2), np.float32)}
+
+    def _infer_many(self, batches: Iterable[Any]) -> Any:
+        waiting = []
+        for batch in batches:
+            waiting.append(batch)
+            if len(waiting) == self.depth:
+                yield self._infer(waiting.pop(0))
+        for batch in waiting:
+            self._clock.now += 100  # draining is slow here, so that it shows if it is counted
+            yield self._infer(batch)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def timed() -> type[Timed]:
+    return Timed

@@ -1,0 +1,123 @@
+"""The calibration table: chosen thresholds, as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from vggdeploy.calib import METHODS, CalibrationTable, Statistics, calibrate
+from vggdeploy.calib.histogram import Histogram
+from vggdeploy.contracts import INT8, UINT8
+from vggdeploy.errors import CalibrationError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def seen(values: np.ndarray) -> Histogram:
+    histogram = Histogram()
+    histogram.add(values.astype(np.float32))
+    return histogram
+
+
+@pytest.fixture
+def statistics() -> Statistics:
+    rng = np.random.default_rng(0)
+    return Statistics(
+        9, {"image": seen(rng.normal(size=5000)), "relu": seen(rng.exponential(size=5000))}
+    )
+
+
+NONNEGATIVE = {"image": False, "relu": True}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_thresholds_are_the_methods_for_each_type(statistics: Statistics, method: str) -> None:
+    table = calibrate(statistics, NONNEGATIVE, method, {"seed": 4})
+    choose = METHODS[method]
+    for name, histogram in statistics.tensors.items():
+        entry, magnitudes = table.tensors[name], histogram.magnitudes()
+        expected = {"int8": choose(magnitudes, 127)}
+        if NONNEGATIVE[name]:
+            expected["uint8"] = choose(magnitudes, 255)
+        assert dict(entry.thresholds) == expected
+        assert (entry.low, entry.high) == (histogram.min, histogram.max)
+        assert entry.method == method
+        assert entry.scale(INT8) == expected["int8"] / 127
+    assert table.tensors["relu"].scale(UINT8) == table.tensors["relu"].thresholds["uint8"] / 255
+    assert table.source == {"seed": 4}
+
+
+def test_a_signed_tensor_has_no_uint8(statistics: Statistics) -> None:
+    table = calibrate(statistics, NONNEGATIVE, "minmax", {})
+    with pytest.raises(CalibrationError, match="uint8"):
+        table.tensors["image"].scale(UINT8)
+
+
+def test_unknown_method_lists_the_known(statistics: Statistics) -> None:
+    with pytest.raises(ConfigError, match="'median'.*minmax, percentile, entropy, mse"):
+        calibrate(statistics, NONNEGATIVE, "median", {})
+
+
+def test_round_trip_is_exact(statistics: Statistics, tmp_path: Path) -> None:
+    table = calibrate(statistics, NONNEGATIVE, "mse", {"seed": 4, "images": 9})
+    table.save(tmp_path / "a.json")
+    again = CalibrationTable.load(tmp_path / "a.json")
+    assert again == table
+    assert list(again.tensors) == ["image", "relu"]
+    again.save(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def _without(key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda said: {k: v for k, v in said.items() if k != key}
+
+
+def _entry(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda said: {**said, "tensors": {"image": {**said["tensors"]["image"], **changes}}}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda said: {**said, "schema": 2},
+        lambda said: [said],
+        lambda said: None,
+        lambda said: {**said, "tensors": []},
+        _without("schema"),
+        _without("tensors"),
+        _without("source"),
+        _entry(range=[1]),
+        _entry(range=None),
+        _entry(threshold={"int8": 0}),
+        _entry(threshold={"int8": -1.5}),
+        _entry(threshold={"int8": float("nan")}),
+        _entry(threshold={"int8": float("inf")}),
+        _entry(threshold={"int8": "wide"}),
+        _entry(threshold=3),
+    ],
+)
+def test_bad_tables_are_refused_by_name(
+    statistics: Statistics, tmp_path: Path, spoil: Callable[[Any], Any]
+) -> None:
+    path = tmp_path / "table.json"
+    calibrate(statistics, NONNEGATIVE, "minmax", {}).save(path)
+    path.write_text(json.dumps(spoil(json.loads(path.read_text()))))
+    with pytest.raises(CalibrationError, match=r"table\.json cannot be read"):
+        CalibrationTable.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"not json"])
+def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "table.json").write_bytes(content)
+    with pytest.raises(CalibrationError, match=r"table\.json cannot be read"):
+        CalibrationTable.load(tmp_path / "table.json")
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"none\.json does not exist"):
+        CalibrationTable.load(tmp_path / "none.json")

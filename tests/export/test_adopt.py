@@ -1,0 +1,254 @@
+"""Foreign graphs: taken in when they can be used, refused with the reason when not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from vggdeploy import graphs
+from vggdeploy.errors import ModelError
+
+onnx = pytest.importorskip("onnx")
+helper, numpy_helper = pytest.importorskip("onnx.helper"), pytest.importorskip("onnx.numpy_helper")
+reference = pytest.importorskip("onnx.reference")
+
+from vggdeploy.export import adopt  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Save = Callable[..., Path]
+
+IMAGES = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def save(small_graph: Callable[..., Any], tmp_path: Path) -> Save:
+    """Writes the small graph, changed by `edit`, and gives the file."""
+
+    def write(edit: Callable[[Any], None] = lambda model: None, opset: int = 17) -> Path:
+        model = small_graph(opset)
+        edit(model)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        onnx.save(model, tmp_path / "in" / "foreign.onnx")
+        return tmp_path / "in" / "foreign.onnx"
+
+    return write
+
+
+def run(path: Path) -> np.ndarray:
+    return reference.ReferenceEvaluator(onnx.load(path)).run(None, {"image": IMAGES})[0]
+
+
+def test_same_scores_from_the_adopted_graph(save: Save, out: Path) -> None:
+    path = save()
+    np.testing.assert_array_equal(run(adopt(path, out)), run(path))
+    onnx.checker.check_model(str(out / "model.onnx"), full_check=True)
+    assert {file.name for file in out.iterdir()} == {"model.onnx", "model.onnx.data"}
+
+
+@pytest.mark.parametrize("opset", [13, 18, 21])
+def test_opsets_with_per_channel_quantization_are_taken(save: Save, out: Path, opset: int) -> None:
+    assert graphs.read(adopt(save(opset=opset), out)).graph.opset_imports[""] == opset
+
+
+def test_weights_in_a_file_beside_it_are_taken(save: Save, out: Path) -> None:
+    path = save()
+    expected = run(path)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="w.bin",
+              size_threshold=0)  # fmt: skip
+    np.testing.assert_array_equal(run(adopt(path, out)), expected)
+
+
+def test_what_does_nothing_is_removed(save: Save, out: Path) -> None:
+    def edit(model: Any) -> None:
+        flatten = next(n for n in model.graph.node if n.op_type == "Reshape")
+        flatten.input[0] = "p1.same"
+        at = list(model.graph.node).index(flatten)
+        for node in (
+            helper.make_node("AveragePool", ["p1.dropped"], ["p1.same"], kernel_shape=[1, 1]),
+            helper.make_node("Dropout", ["p1.identity"], ["p1.dropped"]),
+            helper.make_node("Identity", ["p1"], ["p1.identity"]),
+        ):
+            model.graph.node.insert(at, node)
+        model.doc_string = "from /home/someone"
+
+    path = save(edit)
+    adopted = adopt(path, out)
+    found = {node.op_type for node in graphs.read(adopted).graph}
+    assert found == {"Conv", "Relu", "MaxPool", "Reshape", "Gemm"}
+    assert b"/home/someone" not in adopted.read_bytes()
+    np.testing.assert_array_equal(run(adopted), run(path))
+
+
+def test_real_average_pool_stays(save: Save, out: Path) -> None:
+    def edit(model: Any) -> None:
+        pool = next(n for n in model.graph.node if n.op_type == "MaxPool")
+        pool.op_type = "AveragePool"
+
+    assert "AveragePool" in {n.op_type for n in graphs.read(adopt(save(edit), out)).graph}
+
+
+def _first_relu(**changes: Any) -> Callable[[Any], None]:
+    def edit(model: Any) -> None:
+        relu = next(n for n in model.graph.node if n.op_type == "Relu")
+        for key, value in changes.items():
+            setattr(relu, key, value)
+        if "domain" in changes:
+            model.opset_import.append(helper.make_opsetid(changes["domain"], 1))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (_first_relu(op_type="FancyRelu", domain="com.acme"), r"com\.acme\.FancyRelu"),
+        (_first_relu(op_type="NoSuchThing", name="node7"), r"NoSuchThing at node 'node7'"),
+    ],
+)
+def test_unknown_operator_is_named(save: Save, out: Path, edit: Any, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        adopt(save(edit), out)
+    assert not list(out.iterdir())
+
+
+def test_opset_9_is_refused(save: Save, out: Path) -> None:
+    with pytest.raises(ModelError, match=r"opset.*got 9, expected 13 to .*version_converter"):
+        adopt(save(lambda model: setattr(model.opset_import[0], "version", 9)), out)
+
+
+def test_opset_of_the_future_is_refused(save: Save, out: Path) -> None:
+    with pytest.raises(ModelError, match="opset.*got 999"):
+        adopt(save(lambda model: setattr(model.opset_import[0], "version", 999)), out)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_truncated_file_is_refused(save: Save, out: Path, share: float) -> None:
+    path = save()
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ModelError, match=r"foreign\.onnx"):
+        adopt(path, out)
+
+
+@pytest.mark.parametrize("content", [b"not a model at all", bytes(range(256)), b"{}"])
+def test_what_is_no_onnx_is_refused(tmp_path: Path, out: Path, content: bytes) -> None:
+    (tmp_path / "x.onnx").write_bytes(content)
+    with pytest.raises(ModelError, match=r"x\.onnx"):
+        adopt(tmp_path / "x.onnx", out)
+
+
+def test_missing_file_is_named(tmp_path: Path, out: Path) -> None:
+    with pytest.raises(ModelError, match=r"none\.onnx does not exist"):
+        adopt(tmp_path / "none.onnx", out)
+
+
+def external(path: Path, location: str) -> Path:
+    """Moves the weights of `path` into a data file, whose name in the graph becomes `location`."""
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="w.bin",
+              size_threshold=0)  # fmt: skip
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_missing_data_file_is_named(save: Save, out: Path) -> None:
+    path = external(save(), "w.bin")
+    (path.parent / "w.bin").unlink()
+    with pytest.raises(ModelError, match=r"c0\.weight.*w\.bin"):
+        adopt(path, out)
+
+
+def test_short_data_file_is_named(save: Save, out: Path) -> None:
+    path = external(save(), "w.bin")
+    data = path.parent / "w.bin"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"missing or cut short.*w\.bin"):
+        adopt(path, out)
+
+
+@pytest.mark.parametrize("up", ["../w.bin", "sub/../../w.bin"])
+def test_data_outside_of_the_folder_is_refused(save: Save, out: Path, up: str) -> None:
+    path = external(save(), up)
+    (path.parent / "w.bin").rename(path.parent.parent / "w.bin")
+    with pytest.raises(ModelError, match="outside of its folder"):
+        adopt(path, out)
+
+
+def test_absolute_data_path_is_refused(save: Save, out: Path, tmp_path: Path) -> None:
+    path = external(save(), str(tmp_path / "w.bin"))
+    (path.parent / "w.bin").rename(tmp_path / "w.bin")
+    with pytest.raises(ModelError, match="outside of its folder"):
+        adopt(path, out)
+
+
+def _add_port(kind: str) -> Callable[[Any], None]:
+    def edit(model: Any) -> None:
+        info = helper.make_tensor_value_info(
+            "c0" if kind == "output" else "second", onnx.TensorProto.FLOAT, ["N", 8, 32, 32]
+        )
+        getattr(model.graph, kind).append(info)
+
+    return edit
+
+
+@pytest.mark.parametrize("kind", ["input", "output"])
+def test_two_ports_are_refused(save: Save, out: Path, kind: str) -> None:
+    with pytest.raises(ModelError, match=f"2 {kind}s"):
+        adopt(save(_add_port(kind)), out)
+
+
+def test_graph_without_weights_is_refused(tmp_path: Path, out: Path) -> None:
+    kind = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [
+            helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["scores"]),
+        ],
+        "empty",
+        [helper.make_tensor_value_info("image", kind, ["N", 3, 32, 32])],
+        [helper.make_tensor_value_info("scores", kind, ["N", 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "x.onnx")
+    with pytest.raises(ModelError, match="no convolution or matrix product with constant weights"):
+        adopt(tmp_path / "x.onnx", out)
+
+
+def test_weights_as_graph_inputs_are_taken(save: Save, out: Path) -> None:
+    """Old exporters list every initializer among the inputs."""
+
+    def edit(model: Any) -> None:
+        for tensor in model.graph.initializer:
+            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            model.graph.input.append(info)
+
+    adopted = graphs.read(adopt(save(edit), out))
+    assert [value.name for value in adopted.graph.inputs] == ["image"]
+
+
+@pytest.mark.parametrize(
+    "dims", [["N", 3, "H", "W"], ["N", 3, 32], ["N", 5, 32, 32]], ids=["free", "rank 3", "5 planes"]
+)
+def test_input_that_is_no_image_is_refused(save: Save, out: Path, dims: list[Any]) -> None:
+    def edit(model: Any) -> None:
+        del model.graph.input[:]
+        info = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, dims)
+        model.graph.input.append(info)
+
+    with pytest.raises(ModelError, match="image"):
+        adopt(save(edit), out)

@@ -1,0 +1,220 @@
+"""Files and folders that appear whole or not at all, whatever interrupts the writing."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vggdeploy import atomic
+from vggdeploy.errors import ConfigError, MissingError
+
+
+def listing(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def make(final, text, **options):
+    with atomic.folder(final, **options) as work:
+        (work / "a.txt").write_text(text)
+
+
+PREAMBLE = """
+import os, signal, sys
+from pathlib import Path
+from vggdeploy import atomic
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def killed(code, *arguments):
+    """Run `code` in a process that kills itself the hard way in the midst of it."""
+    command = [sys.executable, "-c", PREAMBLE + code, *map(str, arguments)]
+    assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL
+
+
+KILLED_INSIDE = """
+with atomic.folder(Path(sys.argv[1])) as work:
+    (work / "a.txt").write_text("half")
+    die()
+"""
+
+KILLED_BETWEEN_RENAMES = """
+rename = Path.rename
+def once(self, target):
+    rename(self, target)
+    die()
+Path.rename = once
+with atomic.folder(Path(sys.argv[1]), replace=True) as work:
+    (work / "a.txt").write_text("new")
+"""
+
+
+def test_a_folder_appears_when_the_block_ends(tmp_path):
+    final = tmp_path / "deep" / "er" / "out"
+    with atomic.folder(final) as work:
+        (work / "a.txt").write_text("whole")
+        assert not final.exists()
+        assert work.parent == final.parent, "a rename is atomic within one file system"
+    assert (final / "a.txt").read_text() == "whole"
+    assert listing(final.parent) == ["out"]
+
+
+def test_a_folder_has_the_modes_that_the_user_chose(tmp_path):
+    before = os.umask(0o027)
+    try:
+        make(tmp_path / "out", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(1)])
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_failure_leaves_what_was_there(tmp_path, error, replace):
+    final = tmp_path / "out"
+    if replace:
+        make(final, "old")
+    with pytest.raises(type(error)), atomic.folder(final, replace=replace) as work:
+        (work / "a.txt").write_text("half")
+        raise error
+    assert listing(tmp_path) == (["out"] if replace else [])
+    assert not replace or (final / "a.txt").read_text() == "old"
+
+
+def test_what_is_there_stays_unless_replaced(tmp_path):
+    final = tmp_path / "out"
+    make(final, "first")
+    make(final, "second")
+    assert (final / "a.txt").read_text() == "first"
+    make(final, "third", replace=True)
+    assert (final / "a.txt").read_text() == "third"
+    assert listing(tmp_path) == ["out"]
+
+
+def test_two_writers_at_once_leave_one_whole_folder(tmp_path):
+    final = tmp_path / "out"
+    with atomic.folder(final) as first:
+        (first / "a.txt").write_text("first")
+        with atomic.folder(final) as second:
+            assert first.exists(), "a living process's work is left alone"
+            (second / "a.txt").write_text("second")
+    assert (final / "a.txt").read_text() == "second"
+    assert listing(tmp_path) == ["out"]
+
+
+def test_a_killed_process_leaves_no_half_folder(tmp_path):
+    final = tmp_path / "out"
+    killed(KILLED_INSIDE, final)
+    assert not final.exists()
+    (left,) = listing(tmp_path)
+    assert left.startswith(".out~")
+    make(final, "whole")
+    assert listing(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a*b", "what?"])
+def test_leftovers_are_found_whatever_the_name(tmp_path, name):
+    killed(KILLED_INSIDE, tmp_path / name)
+    make(tmp_path / name, "whole")
+    assert listing(tmp_path) == [name]
+
+
+def test_what_belongs_to_others_is_not_touched(tmp_path):
+    # Another name's leftover, and files of the user's own.
+    for name in (".out2~0123.partial", ".out.txt", ".out~notes"):
+        (tmp_path / name).mkdir()
+    before = listing(tmp_path)
+    make(tmp_path / "out", "whole")
+    assert listing(tmp_path) == sorted([*before, "out"])
+
+
+HOLD = """
+with atomic.folder(Path(sys.argv[1])) as work:
+    print(work, flush=True)
+    sys.stdin.read()
+    (work / "a.txt").write_text("slow")
+"""
+
+
+def test_another_living_process_is_left_alone(tmp_path):
+    final = tmp_path / "out"
+    command = [sys.executable, "-c", PREAMBLE + HOLD, str(final)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as slow:
+        work = Path(slow.stdout.readline().decode().strip())
+        make(final, "quick")
+        assert work.is_dir()
+        slow.stdin.close()
+        assert slow.wait(timeout=60) == 0
+    assert (final / "a.txt").read_text() == "quick"
+    assert listing(tmp_path) == ["out"]
+
+
+def test_killed_between_the_renames_the_old_folder_comes_back(tmp_path):
+    final = tmp_path / "out"
+    make(final, "old")
+    killed(KILLED_BETWEEN_RENAMES, final)
+    assert not final.exists()
+    with pytest.raises(ValueError, match="no"), atomic.folder(final) as work:
+        assert (final / "a.txt").read_text() == "old"
+        assert work != final
+        raise ValueError("no")
+    assert listing(tmp_path) == ["out"]
+
+
+def test_a_failed_replacement_leaves_the_old_folder(tmp_path, monkeypatch):
+    final = tmp_path / "out"
+    make(final, "old")
+    rename = Path.rename
+
+    def full(self, target):
+        if self.name.endswith(".partial"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(MissingError):
+        make(final, "new", replace=True)
+    monkeypatch.undo()
+    assert (final / "a.txt").read_text() == "old"
+    assert listing(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, MissingError),
+        (errno.EDQUOT, MissingError),
+        (errno.EACCES, ConfigError),
+        (errno.EPERM, ConfigError),
+        (errno.EROFS, ConfigError),
+    ],
+)
+def test_what_the_system_says_becomes_an_error_with_a_fix(tmp_path, number, kind):
+    final = tmp_path / "out"
+    with pytest.raises(kind, match=str(final)) as caught, atomic.folder(final) as work:
+        (work / "a.txt").write_text("half")
+        raise OSError(number, os.strerror(number))
+    assert caught.value.exit_code == (3 if kind is MissingError else 2)
+    assert caught.value.__cause__.errno == number
+    assert "--out" in caught.value.fix
+    assert listing(tmp_path) == []
+
+
+def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
+    with pytest.raises(OSError, match="broken") as caught, atomic.folder(tmp_path / "out"):
+        raise OSError(errno.EIO, "broken")
+    assert caught.value.errno == errno.EIO
+
+
+def test_a_place_below_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for act in (lambda at: make(at, "x"), lambda at: atomic.write_text(at, "x")):
+        for place in (tmp_path / "file" / "out", tmp_path / "file" / "deep" / "out"):
+            with pytest.raises(ConfigError, match="cannot be written"):
+                act(place)

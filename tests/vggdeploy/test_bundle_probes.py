@@ -1,0 +1,62 @@
+"""Probes: written and read without pickles, and refused in any other form."""
+
+import numpy as np
+import pytest
+
+from vggdeploy.bundle import Probes
+from vggdeploy.errors import BundleError
+
+IMAGES = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+SCORES = np.linspace(-1, 1, 20, dtype=np.float32).reshape(2, 10)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "probes.npz"
+
+
+def test_labels_may_be_absent(file):
+    Probes(IMAGES, SCORES, None).save(file)
+    assert Probes.load(file).labels is None
+    Probes(IMAGES, SCORES, np.array([3, 7])).save(file)
+    assert Probes.load(file).labels.tolist() == [3, 7]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # numpy's, on a bad zip
+@pytest.mark.parametrize("share", [0, 0.3, 0.9])
+def test_a_truncated_file_is_refused(file, share):
+    Probes(IMAGES, SCORES, None).save(file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(BundleError, match=r"probes\.npz cannot be read"):
+        Probes.load(file)
+
+
+@pytest.mark.parametrize("content", [b"text", bytes(200)])
+def test_a_file_of_another_format_is_refused(file, content):
+    file.write_bytes(content)
+    with pytest.raises(BundleError, match=r"probes\.npz cannot be read"):
+        Probes.load(file)
+
+
+def test_a_single_array_is_refused(file):
+    with file.open("wb") as stream:
+        np.save(stream, IMAGES)
+    with pytest.raises(BundleError, match=r"probes\.npz"):
+        Probes.load(file)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"images": IMAGES},
+        {"reference": SCORES},
+        {"images": IMAGES, "reference": SCORES[:1]},
+        {"images": IMAGES[0], "reference": SCORES},
+        {"images": np.array([{}, {}], object), "reference": SCORES},
+    ],
+)
+def test_other_arrays_are_refused_and_pickles_never_loaded(file, arrays):
+    np.savez(file, **arrays)
+    with pytest.raises(BundleError, match=r"probes\.npz"):
+        Probes.load(file)

@@ -1,0 +1,267 @@
+"""The command line, run in this process: output, exit codes, settings, and no traceback."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vggdeploy import errors
+from vggdeploy.cli import app, main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Capture = pytest.CaptureFixture[str]
+
+COMMANDS = ["doctor", "budget", "export", "calibrate", "build", "verify", "bench", "gate", "run"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test has an empty folder of its own to stand in, without settings."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def flags(tiny: Callable[..., Any]) -> list[str]:
+    """Flags that build the tiny network."""
+    options = tiny()
+    return [
+        "--weights", options.weights, "--preprocess", options.preprocess,
+        "--calib-data", options.calib_data, "--calib-images", "16",
+    ]  # fmt: skip
+
+
+def refused(capsys: Capture, *arguments: str, code: int = 2) -> str:
+    """Runs a command that must fail with one line, and gives that line."""
+    assert main(list(arguments)) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert "bug" not in err
+    return " ".join(err.split())
+
+
+def test_every_command_is_known() -> None:
+    assert sorted(command.callback.__name__ for command in app.registered_commands) == sorted(
+        COMMANDS
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_it_takes(capsys: Capture, command: str) -> None:
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--json" in out
+    assert "--force" in out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"]])
+def test_help_lists_the_commands_and_exit_codes(capsys: Capture, arguments: list[str]) -> None:
+    assert main(arguments) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert all(command in out for command in COMMANDS)
+    assert "Exit codes" in out
+
+
+def test_version(capsys: Capture) -> None:
+    import vggdeploy
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == vggdeploy.__version__
+
+
+def test_budget_as_json_is_json_alone(capsys: Capture) -> None:
+    assert main(["budget", "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert result["schema"] == 1
+    assert result["total"] == {**result["total"], "params": 138_357_544, "macs": 15_470_264_320}
+    assert "15,470,264,320" in err
+
+
+def test_doctor_as_json(capsys: Capture) -> None:
+    assert main(["doctor", "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["kind"] == "doctor"
+    assert result["targets"]["ov-int8"]["summary"]
+
+
+def test_build_verify_bench_gate(
+    capsys: Capture, flags: list[str], tiny_bundle: Path, elsewhere: Path
+) -> None:
+    def run(*arguments: str) -> dict[str, Any]:
+        assert main([*arguments, "--json", "-"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    built = run("build", *flags, "--out", "bundle")
+    assert {"bundle", "target", "engine_bytes", "stages"} <= set(built)
+    assert {"name", "seconds", "cached"} == set(built["stages"][0])
+    assert run("verify", "bundle")["parity"]["n"] == 32
+    benched = run("bench", "bundle", "--seconds", "0.05")
+    assert len(benched["samples_s"]) >= 30
+    (elsewhere / "build.json").write_text(json.dumps({"schema": 1, **built}))
+    passed = run("gate", "build.json", "--max-engine-bytes", "1e9")
+    assert passed["verdict"] == "pass"
+    assert main(["gate", "build.json", "--max-engine-bytes", "10"]) == 1
+    assert main(["gate", "build.json", "--min-agreement", "0.9"]) == 1
+    err = capsys.readouterr().err
+    assert "verdict: FAIL" in err
+    assert "verdict: INCONCLUSIVE" in err
+
+
+def test_run_does_it_all_and_says_no(
+    capsys: Capture, flags: list[str], tiny_bundle: Path, elsewhere: Path
+) -> None:
+    arguments = ["run", *flags, "--out", "bundle", "--seconds", "0.05", "--max-engine-bytes", "9"]
+    assert main([*arguments, "--json", "result.json"]) == 1
+    assert capsys.readouterr().out == ""
+    result = json.loads((elsewhere / "result.json").read_text())
+    assert {"build", "verify", "bench", "gate"} <= set(result)
+    assert result["gate"]["verdict"] == "fail"
+
+
+def test_export_and_calibrate(
+    capsys: Capture, flags: list[str], tiny_bundle: Path, elsewhere: Path
+) -> None:
+    assert main(["export", *flags[:4], "--out", "graph"]) == 0
+    assert (elsewhere / "graph/model.onnx").is_file()
+    assert main(["calibrate", *flags, "--out", "table.json"]) == 0
+    assert json.loads((elsewhere / "table.json").read_text())["kind"] == "calibration"
+    assert capsys.readouterr().out == ""
+
+
+def test_unknown_target_lists_the_known(capsys: Capture, flags: list[str]) -> None:
+    line = refused(capsys, "build", *flags, "--target", "ov-int5")
+    assert "'ov-int5'" in line
+    assert "ov-int8" in line
+
+
+def test_unknown_method_lists_the_known(capsys: Capture, flags: list[str]) -> None:
+    assert "entropy" in refused(capsys, "build", *flags, "--method", "median")
+
+
+@pytest.mark.parametrize("arguments", [["build", "--nonsense"], ["nonsense"], ["verify"],
+                                       ["bench", "x", "--batch", "many"]])  # fmt: skip
+def test_wrong_usage(capsys: Capture, arguments: list[str]) -> None:
+    refused(capsys, *arguments)
+
+
+def test_missing_and_empty_folders(capsys: Capture, flags: list[str], elsewhere: Path) -> None:
+    start = ["build", *flags[:4], "--calib-data"]
+    assert "does not exist" in refused(capsys, *start, "nowhere")
+    (elsewhere / "empty").mkdir()
+    assert "holds no image" in refused(capsys, *start, "empty")
+    assert "no bundle" in refused(capsys, "verify", "nowhere")
+    assert "no bundle" in refused(capsys, "bench", "empty")
+    assert "does not exist" in refused(capsys, "gate", "nowhere.json")
+    assert "does not exist" in refused(capsys, "build", "--model", "no.onnx", "--calib-data", ".")
+    assert "does not exist" in refused(capsys, "build", "--weights", "no.pth", "--calib-data", ".")
+
+
+def test_missing_device_is_exit_3(capsys: Capture, tiny_bundle: Path) -> None:
+    line = refused(capsys, "verify", str(tiny_bundle), "--device", "NPU", code=3)
+    assert "NPU" in line
+
+
+def test_debug_raises(flags: list[str]) -> None:
+    with pytest.raises(errors.ConfigError):
+        main(["build", *flags, "--target", "ov-int5", "--debug"])
+
+
+def test_a_bug_of_ours_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("oh no")
+
+    monkeypatch.setattr("vggdeploy.doctor.doctor", broken)
+    assert main(["doctor"]) != 0
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError: oh no" in err
+    assert "--debug" in err
+    assert "Traceback" not in err
+    with pytest.raises(ZeroDivisionError):
+        main(["doctor", "--debug"])
+
+
+@pytest.mark.parametrize("command", ["doctor", "budget", "export", "calibrate", "build", "run"])
+def test_existing_result_is_refused_before_any_work(
+    capsys: Capture, elsewhere: Path, command: str
+) -> None:
+    (elsewhere / "out.json").write_text("mine")
+    line = refused(capsys, command, "--json", "out.json")
+    assert "out.json exists" in line
+    assert "--force" in line
+    assert (elsewhere / "out.json").read_text() == "mine"
+    assert [path.name for path in elsewhere.iterdir()] == ["out.json"]
+
+
+def test_existing_result_is_replaced_with_force(elsewhere: Path) -> None:
+    (elsewhere / "out.json").write_text("mine")
+    assert main(["budget", "--json", "out.json", "--force"]) == 0
+    assert json.loads((elsewhere / "out.json").read_text())["kind"] == "budget"
+
+
+@pytest.mark.parametrize("place", ["nowhere/out.json", "."])
+def test_result_that_could_not_be_written(capsys: Capture, place: str) -> None:
+    refused(capsys, "budget", "--json", place, "--force")
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("vggdeploy.toml", ""), ("pyproject.toml", "tool.vggdeploy")]
+)
+def test_settings_stand_in_for_flags(
+    capsys: Capture, elsewhere: Path, name: str, prefix: str
+) -> None:
+    table = f"[{prefix}.budget]" if prefix else "[budget]"
+    head = f"[{prefix}]\n" if prefix else ""
+    (elsewhere / name).write_text(f'{head}arch = "vgg11"\n{table}\nnum_classes = 7\n')
+
+    def arch(*arguments: str) -> tuple[str, int]:
+        assert main(["budget", *arguments, "--json", "-"]) == 0
+        result = json.loads(capsys.readouterr().out)
+        return result["arch"], result["layers"][-1]["output"][0]
+
+    assert arch() == ("vgg11", 7)
+    assert arch("--arch", "vgg13") == ("vgg13", 7)
+    assert arch("--num-classes", "3") == ("vgg11", 3)
+
+
+def test_own_settings_come_before_the_shared(capsys: Capture, elsewhere: Path) -> None:
+    (elsewhere / "vggdeploy.toml").write_text('arch = "vgg11"')
+    (elsewhere / "pyproject.toml").write_text('[tool.vggdeploy]\narch = "vgg19"')
+    assert main(["budget", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["arch"] == "vgg11"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('targget = "ov-int8"', "'targget'.*perhaps 'target'"),
+        ("[buid]\nseed = 1", "'buid'.*perhaps 'build'"),
+        ("[build]\nsed = 1", "'sed'.*'seed'"),
+        ("[gate]\nmin_agrement = 1", "'min_agrement'.*'min_agreement'"),
+        ("arch = ", "cannot be read"),
+        ('seed = "many"', "seed"),
+    ],
+)
+def test_wrong_settings_are_refused(
+    capsys: Capture, elsewhere: Path, text: str, words: str
+) -> None:
+    import re
+
+    (elsewhere / "vggdeploy.toml").write_text(text)
+    assert re.search(words, refused(capsys, "build"))
+
+
+def test_gate_settings_are_runs_bounds_too(
+    capsys: Capture, elsewhere: Path, flags: list[str], tiny_bundle: Path
+) -> None:
+    (elsewhere / "vggdeploy.toml").write_text("[gate]\nmax_engine_bytes = 11\n")
+    assert main(["run", *flags, "--out", "b", "--seconds", "0.05", "--json", "-"]) == 1
+    (criterion,) = json.loads(capsys.readouterr().out)["gate"]["criteria"]
+    assert (criterion["name"], criterion["bound"]) == ("max_engine_bytes", 11)

@@ -1,0 +1,117 @@
+"""Settings files: which one applies, what it may hold, and what wins."""
+
+import pytest
+
+from vggdeploy import config
+from vggdeploy.errors import ConfigError
+
+COMMANDS = {
+    "build": ["target", "calib_images", "seed", "json"],
+    "gate": ["min_agreement", "max_drop", "json"],
+    "run": ["target", "calib_images", "seed", "min_agreement", "max_drop", "json"],
+}
+
+
+def write(folder, own=None, shared=None):
+    for name, text in ((config.OWN, own), (config.SHARED, shared)):
+        if text is not None:
+            (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def defaults(**settings):
+    return config.defaults(settings, COMMANDS, "vggdeploy.toml")
+
+
+def test_without_a_file_there_are_no_settings(tmp_path):
+    assert config.load(tmp_path) == ({}, "")
+    write(tmp_path, own="", shared='[project]\nname = "x"\n')
+    assert config.load(tmp_path) == ({}, "")
+
+
+def test_pyproject_has_them_in_its_tool_table(tmp_path):
+    write(
+        tmp_path,
+        shared='[tool.vggdeploy]\ntarget = "ov-int8"\n[tool.vggdeploy.gate]\nmax_drop = 1\n',
+    )
+    expected = {"target": "ov-int8", "gate": {"max_drop": 1}}
+    assert config.load(tmp_path) == (expected, str(tmp_path / "pyproject.toml"))
+
+
+def test_a_file_of_its_own_wins(tmp_path):
+    write(tmp_path, own="seed = 1\n", shared="[tool.vggdeploy]\nseed = 2\ntarget = 'x'\n")
+    assert config.load(tmp_path) == ({"seed": 1}, str(tmp_path / "vggdeploy.toml"))
+
+
+@pytest.mark.parametrize("text", ["seed = ", "seed 1", "[gate", "\x00"])
+@pytest.mark.parametrize("place", ["own", "shared"])
+def test_a_file_that_is_no_toml_is_an_error_that_names_it(tmp_path, place, text):
+    write(tmp_path, **{place: text})
+    name = config.OWN if place == "own" else config.SHARED
+    with pytest.raises(ConfigError, match=f"settings file .*{name} cannot be read"):
+        config.load(tmp_path)
+
+
+def test_a_file_in_another_encoding_is_an_error(tmp_path):
+    (tmp_path / config.OWN).write_bytes("# é".encode("latin-1"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["tool = 3", "[tool]\nvggdeploy = 3", "[tool]\nvggdeploy = []"])
+def test_a_tool_table_that_is_none_is_an_error(tmp_path, text):
+    write(tmp_path, shared=text)
+    with pytest.raises(ConfigError, match=r"pyproject\.toml"):
+        config.load(tmp_path)
+
+
+def test_a_key_goes_to_every_command_that_takes_it():
+    assert defaults(seed=7, min_agreement=0.9) == {
+        "build": {"seed": 7},
+        "gate": {"min_agreement": 0.9},
+        "run": {"seed": 7, "min_agreement": 0.9},
+    }
+
+
+def test_a_commands_own_table_wins_in_either_order():
+    expected = {"build": {"seed": 2}, "gate": {}, "run": {"seed": 1}}
+    assert defaults(seed=1, build={"seed": 2}) == expected
+    assert defaults(build={"seed": 2}, seed=1) == expected
+
+
+def test_the_gates_table_holds_for_run_too():
+    found = defaults(max_drop=0.5, gate={"max_drop": 0.01})
+    assert (found["gate"], found["run"]) == ({"max_drop": 0.01}, {"max_drop": 0.01})
+
+
+def test_runs_own_table_wins_over_the_gates_in_either_order():
+    tables = {"gate": {"max_drop": 0.01}, "run": {"max_drop": 0.02}}
+    for order in (("gate", "run"), ("run", "gate")):
+        found = defaults(**{name: tables[name] for name in order})
+        assert found["gate"] == {"max_drop": 0.01}
+        assert found["run"] == {"max_drop": 0.02}, order
+
+
+def test_only_the_bounds_of_the_gates_table_hold_for_run():
+    # Else two commands would write their results to one file.
+    assert defaults(gate={"json": "gate.json"})["run"] == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"calib_image": 3}, "unknown key 'calib_image': expected perhaps 'calib_images'"),
+        ({"calib-images": 3}, "unknown key 'calib-images': expected perhaps 'calib_images'"),
+        ({"zzz": 3}, "unknown key 'zzz': expected one of calib_images, json, max_drop"),
+        ({"buld": {"seed": 1}}, "unknown table 'buld': expected perhaps 'build'"),
+        (
+            {"gate": {"max_dorp": 1}},
+            r"unknown key in \[gate\] 'max_dorp': expected perhaps 'max_drop'",
+        ),
+        ({"build": {"max_drop": 1}}, r"unknown key in \[build\] 'max_drop'"),
+        ({"gate": 3}, "unknown key 'gate'"),
+    ],
+)
+def test_an_unknown_key_is_an_error_with_the_nearest_known(settings, said):
+    with pytest.raises(ConfigError, match=r"^vggdeploy\.toml: " + said):
+        defaults(**settings)

@@ -1,0 +1,81 @@
+"""The error tree: one line that says what, got, expected and the fix; and exit codes."""
+
+import pytest
+
+from vggdeploy import errors
+
+KINDS = [
+    errors.ConfigError,
+    errors.DatasetError,
+    errors.WeightsError,
+    errors.ModelError,
+    errors.CalibrationError,
+    errors.BundleError,
+    errors.ResultError,
+    errors.RunnerError,
+    errors.MissingError,
+]
+
+
+def test_a_message_has_its_four_parts_in_order():
+    error = errors.ConfigError("the batch is wrong", got=0, expected="1 or more", fix="mend it")
+    assert str(error) == "the batch is wrong: got 0, expected 1 or more -- mend it"
+    assert (error.what, error.got, error.expected, error.fix) == (
+        "the batch is wrong",
+        0,
+        "1 or more",
+        "mend it",
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "line"),
+    [
+        ({}, "broken"),
+        ({"got": False}, "broken: got False"),
+        ({"got": ""}, "broken: got"),
+        ({"expected": 3}, "broken: expected 3"),
+        ({"fix": "mend it"}, "broken -- mend it"),
+        ({"got": 1, "fix": "mend it"}, "broken: got 1 -- mend it"),
+    ],
+)
+def test_parts_that_are_not_there_leave_no_trace(parts, line):
+    assert str(errors.VggdeployError("broken", **parts)) == line
+
+
+def test_a_vendors_many_lines_become_one():
+    vendor = RuntimeError("first\n\n  second\r\n\tthird")
+    error = errors.ModelError("the graph\nfails", got=vendor, fix="look\nat it")
+    assert str(error) == "the graph fails: got first second third -- look at it"
+    assert len(str(error).splitlines()) == 1
+
+
+def test_only_a_missing_thing_ends_in_3():
+    assert {kind.__name__: kind.exit_code for kind in KINDS} == {
+        kind.__name__: 3 if kind is errors.MissingError else 2 for kind in KINDS
+    }
+    assert (errors.EXIT_OK, errors.EXIT_GATE) == (0, 1)
+    assert errors.VggdeployError.exit_code == errors.EXIT_INPUT == 2
+    assert errors.EXIT_MISSING == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_a_direct_child_and_drawn_in_the_tree(kind):
+    assert kind.__bases__ == (errors.VggdeployError,)
+    assert kind.__name__ in errors.__doc__
+
+
+def test_the_tree_draws_no_kind_that_is_not_there():
+    drawn = {
+        line.split()[1]
+        for line in errors.__doc__.splitlines()
+        if line.strip().startswith(("├──", "└──"))
+    }
+    assert drawn == {kind.__name__ for kind in KINDS}
+
+
+def test_a_missing_package_names_the_command_that_installs_it():
+    error = errors.missing_package("openvino", "openvino", "the target ov-int8")
+    assert isinstance(error, errors.MissingError)
+    assert "the target ov-int8 needs the package openvino" in str(error)
+    assert error.fix == "pip install 'vggdeploy[openvino]'"

@@ -1,0 +1,374 @@
+"""The order of the stages: what is made once, what is kept, and what an accident leaves."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from vggdeploy import bundle, dataset, pipeline, verification
+from vggdeploy.errors import BundleError, ConfigError, DatasetError, MissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Options = Callable[..., pipeline.BuildOptions]
+
+pytest.importorskip("openvino")
+pytest.importorskip("torch")
+
+STAGES = ["export", "collect", "calibrate", "quantize", "compile", "reference", "bundle"]
+
+
+def cached(result: dict[str, Any]) -> dict[str, bool]:
+    return {stage["name"]: stage["cached"] for stage in result["stages"]}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def own_cache(
+    tmp_path: Path, shared_cache: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A cache that a test may damage; what torch does, which is slow, is there already."""
+    folder = tmp_path / "cache"
+    for stage in ("export", "reference"):
+        shutil.copytree(shared_cache / stage, folder / stage)
+    monkeypatch.setenv("VGGDEPLOY_CACHE", str(folder))
+    return folder
+
+
+def test_second_build_makes_nothing_anew(
+    tiny: Options, tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    first = pipeline.build(tiny(out=out))
+    assert [stage["name"] for stage in first["stages"]] == STAGES
+    assert first["unchanged"] is False
+    assert all(stage["seconds"] >= 0 for stage in first["stages"])
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    monkeypatch.delattr("vggdeploy.targets.openvino.OpenVINO.compile")
+    monkeypatch.delattr("vggdeploy.targets.openvino.OpenVINO.open_graph")
+    second = pipeline.build(tiny(out=out))
+    assert all(cached(second).values())
+    assert second["unchanged"] is True
+    assert second["digest"] == first["digest"]
+    assert second["engine_bytes"] == first["engine_bytes"] > 0
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_same_inputs_same_bytes(
+    tiny: Options, tiny_bundle: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    """Made in another cache, from the collection on."""
+    pipeline.build(tiny(out=tmp_path / "again"))
+    left, right = contents(tiny_bundle), contents(tmp_path / "again")
+    assert left.keys() == right.keys()
+    # The backend numbers its constants through the whole process, and archives carry the time of
+    # day, as does what is digested from them: what those hold is compared.
+    same = sorted(left.keys() - {"model.xml", "probes.npz", "manifest.json"})
+    assert same == ["calibration.json", "layers.json", "model.bin", "model.onnx"]
+    assert {n: left[n] for n in same} == {n: right[n] for n in same}
+    plain = [re.sub(rb"_\d+\b", b"", side["model.xml"]) for side in (left, right)]
+    assert plain[0] == plain[1]
+    one, two = (bundle.open_bundle(p).probes() for p in (tiny_bundle, tmp_path / "again"))
+    np.testing.assert_array_equal(one.images, two.images)
+    np.testing.assert_array_equal(one.reference, two.reference)
+
+
+def test_another_method_uses_export_and_collection_again(
+    tiny: Options, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    result = pipeline.build(tiny(method="percentile", out=tmp_path / "bundle"))
+    assert cached(result) == {
+        "export": True, "collect": True, "calibrate": False, "quantize": False, "compile": False,
+        "reference": True, "bundle": False,
+    }  # fmt: skip
+
+
+def test_other_images_use_the_export_again(
+    tiny: Options, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    result = pipeline.build(tiny(seed=5, out=tmp_path / "bundle"))
+    assert cached(result)["export"] is True
+    assert cached(result)["collect"] is False
+
+
+def test_probes_are_not_calibration_images(
+    tiny: Options, tiny_bundle: Path, digits_folder: Path
+) -> None:
+    probes = bundle.open_bundle(tiny_bundle).probes()
+    assert len(probes.images) == 32
+    calibration = dataset.scan(digits_folder).choose(16, 0)
+    recipe = bundle.open_bundle(tiny_bundle).preprocess
+    used = {image.tobytes() for image in calibration.pixels(recipe)}
+    assert not used & {image.tobytes() for image in probes.images}
+
+
+def test_place_of_another_bundle_is_refused_without_force(
+    tiny: Options, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    pipeline.build(tiny(out=out))
+    before = contents(out)
+    with pytest.raises(BundleError, match="other inputs.*--force"):
+        pipeline.build(tiny(method="minmax", out=out))
+    assert contents(out) == before
+    pipeline.build(tiny(method="minmax", out=out, force=True))
+    assert bundle.open_bundle(out).manifest["build"]["method"] == "minmax"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_place_that_is_no_bundle_is_never_replaced(
+    tiny: Options, tmp_path: Path, force: bool
+) -> None:
+    out = tmp_path / "home"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="no bundle"):
+        pipeline.build(tiny(out=out, force=force))
+    assert (out / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("stage", ["collect", "calibrate", "quantize", "compile", "reference"])
+def test_damaged_cache_entry_heals(
+    tiny: Options, tiny_bundle: Path, tmp_path: Path, own_cache: Path, stage: str
+) -> None:
+    pipeline.build(tiny(out=tmp_path / "first"))
+    # The newest, since the session's cache may hold other networks' too.
+    entry = max((own_cache / stage).iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    victim = max(
+        (p for p in entry.iterdir() if p.name != "entry.json"), key=lambda p: p.stat().st_size
+    )
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    victim.write_bytes(content)
+    result = pipeline.build(tiny(out=tmp_path / "second"))
+    assert cached(result)[stage] is False
+    assert contents(tmp_path / "second").keys() == contents(tmp_path / "first").keys()
+    assert (tmp_path / "second/model.bin").read_bytes() == (
+        tmp_path / "first/model.bin"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("model.bin", False),
+        ("model.bin", True),
+        ("probes.npz", True),
+        ("manifest.json", False),
+    ],
+)
+def test_damaged_bundle_heals(
+    tiny: Options, tiny_bundle: Path, tmp_path: Path, name: str, gone: bool
+) -> None:
+    out = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, out)
+    content = (out / name).read_bytes()
+    if gone:
+        (out / name).unlink()
+    else:
+        (out / name).write_bytes(content[:-7])
+    # A manifest that cannot be read does not say whose bundle it is: that takes --force.
+    result = pipeline.build(tiny(out=out, force=name == "manifest.json"))
+    assert result["unchanged"] is False
+    assert bundle.open_bundle(out).manifest["build"]["key"]
+
+
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+from vggdeploy import atomic, bundle, pipeline
+
+moment, weights, recipe, images, out = sys.argv[1:]
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def before(owner, name, count=1):
+    usual, left = getattr(owner, name), [count]
+    def wrapped(*args, **kwargs):
+        left[0] -= 1
+        return usual(*args, **kwargs) if left[0] else die()
+    setattr(owner, name, wrapped)
+
+if moment == "collecting":
+    before(pipeline.calib.Statistics, "save")
+elif moment == "compiling":
+    from vggdeploy.targets.openvino import OpenVINO
+    usual = OpenVINO.compile
+    OpenVINO.compile = lambda *args: (usual(*args), die())
+elif moment == "copying":
+    before(pipeline.shutil, "copyfile", 2)
+elif moment == "writing the manifest":
+    usual = bundle.write
+    def write(path, facts, fill, *, replace):
+        return usual(path, facts, lambda work: (fill(work), die()), replace=replace)
+    bundle.write = write
+elif moment == "renaming":
+    publish = atomic._publish
+    atomic._publish = lambda work, final, replace: (
+        die() if str(final) == out else publish(work, final, replace)
+    )
+elif moment == "between two renames":
+    rename = Path.rename
+    Path.rename = lambda self, target: (
+        die() if str(target) == out and not os.path.exists(out) else rename(self, target)
+    )
+
+pipeline.build(pipeline.BuildOptions(
+    weights=weights, preprocess=recipe, calib_data=images, calib_images=16, out=Path(out),
+    method="percentile", force=True,
+))
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "there"),
+    [
+        ("collecting", False),
+        ("compiling", False),
+        ("copying", True),
+        ("writing the manifest", False),
+        ("renaming", False),
+        ("between two renames", True),
+    ],
+)
+def test_killed_build_leaves_no_half_bundle(
+    tiny: Options, tiny_bundle: Path, tmp_path: Path, moment: str, there: bool, own_cache: Path
+) -> None:
+    out = tmp_path / "bundles" / "tiny"
+    if there:
+        shutil.copytree(tiny_bundle, out)
+    options = tiny()
+    killed = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            KILLER,
+            moment,
+            options.weights,
+            options.preprocess,
+            options.calib_data,
+            str(out),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # At its place is the whole old bundle or nothing.
+    if moment == "copying":
+        assert contents(out) == contents(tiny_bundle)
+    else:
+        assert not out.exists()
+    result = pipeline.build(tiny(out=out, method="percentile", force=True))
+    assert bundle.open_bundle(out).manifest["digest"] == result["digest"]
+    assert [path.name for path in out.parent.iterdir()] == ["tiny"]
+    assert not [path for path in own_cache.rglob(".*~*")]
+
+
+@pytest.mark.parametrize("call", ["shutil.copyfile", "numpy.savez", "pathlib.Path.write_text"])
+def test_full_disk_is_said_and_leaves_nothing(
+    tiny: Options, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "bundle"
+    with monkeypatch.context() as patch, pytest.raises(MissingError) as caught:
+        patch.setattr(call, full)
+        pipeline.build(tiny(out=out))
+    assert "no space left" in str(caught.value)
+    assert caught.value.exit_code == 3
+    assert not list(tmp_path.iterdir())
+    assert pipeline.build(tiny(out=out))["unchanged"] is False
+
+
+def test_full_disk_in_a_stage_leaves_no_entry(
+    tiny: Options,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shutil.rmtree(own_cache / "reference")
+    with monkeypatch.context() as patch, pytest.raises(MissingError, match="no space left"):
+        patch.setattr("vggdeploy.sources.np.save", full)
+        pipeline.build(tiny(out=tmp_path / "bundle"))
+    assert not (tmp_path / "bundle").exists()
+    assert not list((own_cache / "reference").iterdir())
+
+
+def test_foreign_graph_builds_and_agrees(
+    slim_bundle: Path, slim_onnx: Path, digits_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("model.onnx", "model.onnx.data"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        shutil.copyfile(slim_onnx.parent / name, tmp_path / "in" / name)
+    out = tmp_path / "bundle"
+    foreign = pipeline.BuildOptions(
+        model=tmp_path / "in/model.onnx",
+        preprocess="demo",
+        calib_data=str(digits_folder),
+        calib_images=16,
+        out=out,
+    )
+    assert pipeline.build(foreign)["left_in_high_precision"] == []
+    judged = verification.verify(out)
+    assert judged["parity"]["top1_agreement"] >= 0.99
+    layers = json.loads((out / "layers.json").read_text())
+    expected = json.loads((slim_bundle / "layers.json").read_text())["total"]
+    assert layers["total"]["macs"] == expected["macs"]
+    assert layers["total"]["params"] == expected["params"]
+
+
+@pytest.mark.parametrize("flag", [{"arch": "vgg16"}, {"num_classes": 10}])
+def test_foreign_graph_takes_no_architecture(slim_onnx: Path, flag: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="--model"):
+        pipeline.build(pipeline.BuildOptions(model=slim_onnx, **flag))
+
+
+def test_images_are_needed_where_there_are_none(tiny: Options) -> None:
+    with pytest.raises(DatasetError, match="--calib-data"):
+        pipeline.build(tiny(calib_data=None))
+
+
+@pytest.mark.parametrize("count", [0, -1, 49])
+def test_more_images_than_there_are(tiny: Options, count: int, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="48 images"):
+        pipeline.build(tiny(calib_images=count, out=tmp_path / "bundle"))
+
+
+def test_float_target_needs_no_calibration(tiny: Options, tmp_path: Path) -> None:
+    result = pipeline.build(tiny(target="ov-fp32", out=tmp_path / "bundle"))
+    assert [stage["name"] for stage in result["stages"]] == [
+        "export", "compile", "reference", "bundle"
+    ]  # fmt: skip
+    assert result["calibration_images"] == 0
+    assert not (tmp_path / "bundle/calibration.json").exists()
+
+
+def test_calibrate_alone_writes_the_bundles_table(
+    tiny: Options, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    result = pipeline.calibrate(tiny(out=tmp_path / "table.json"))
+    assert Path(result["table"]).read_bytes() == (tiny_bundle / "calibration.json").read_bytes()
+    with pytest.raises(ConfigError, match="--force"):
+        pipeline.calibrate(tiny(out=tmp_path / "table.json"))

@@ -1,0 +1,113 @@
+"""Checkpoints that are truncated, hold code, or are something else altogether."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from vggdeploy import digests, reference, topology
+from vggdeploy.errors import VggdeployError, WeightsError
+
+SLIM = topology.vgg("vgg11", num_classes=10, input_size=(32, 32), width_divisor=32)
+
+
+def state():
+    return {key: torch.ones(v.shape) for key, v in reference.build(SLIM).state_dict().items()}
+
+
+def weights(path):
+    return reference.Weights(str(path), path, digests.sha256_file(path), SLIM, "unit")
+
+
+def saved(path, content, **options):
+    torch.save(content, path, **options)
+    return path
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before-1.6"])
+def test_a_truncated_pth_file_is_said_to_be(tmp_path, zipped):
+    file = saved(tmp_path / "w.pth", state(), _use_new_zipfile_serialization=zipped)
+    whole = file.read_bytes()
+    # Closer together at the start, where the pickle is; then the tensors.
+    for length in [*range(0, 2000, 91), *range(2000, len(whole), len(whole) // 20)]:
+        file.write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match=r"w\.pth") as caught:
+            reference.load(weights(file))
+        assert "mmap" not in str(caught.value), "the user has nothing to do with how it is read"
+
+
+def test_a_truncated_safetensors_file_is_said_to_be(tmp_path):
+    file = tmp_path / "w.safetensors"
+    reference.save(file, {k: v.numpy() for k, v in state().items()}, SLIM, "unit")
+    whole = file.read_bytes()
+    for length in [0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1]:
+        file.write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match=r"w\.safetensors cannot be read"):
+            reference.load(reference.locate(str(file)))
+
+
+class Code:
+    """A pickle of it runs a command when it is loaded by a careless reader."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("form", ["zip", "before-1.6", "pickle"])
+def test_code_in_a_pickle_does_not_run(tmp_path, form):
+    marker, file = tmp_path / "ran", tmp_path / "w.pth"
+    if form == "pickle":
+        # Protocol 2 is the one that torch writes; of others it warns.
+        file.write_bytes(pickle.dumps(Code(marker), protocol=2))
+    else:
+        torch.save({"a": Code(marker)}, file, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(WeightsError, match=r"w\.pth"):
+        reference.load(weights(file))
+    assert not marker.exists()
+    if form == "pickle":
+        pickle.loads(file.read_bytes())
+        assert marker.exists(), "the same bytes do run elsewhere"
+
+
+@pytest.mark.parametrize(
+    "content", [[torch.zeros(1)], {"state_dict": {"a": torch.zeros(1)}}, {"epoch": 3}, 7]
+)
+def test_a_file_of_something_else_is_no_state_dict(tmp_path, content):
+    with pytest.raises(WeightsError, match=r"w\.pth is not a state dict"):
+        reference.load(weights(saved(tmp_path / "w.pth", content)))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"<html>404</html>", b"PK\3\4", bytes(100)])
+@pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.safetensors"])
+def test_a_file_of_another_format_is_an_error(tmp_path, name, content):
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match=name):
+        reference.load(reference.locate(str(file)))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "5",
+        '"arch"',
+        "{",
+        '{"arch": 3}',
+        '{"num_classes": "ten"}',
+        '{"num_classes": true}',
+        '{"num_classes": -1}',
+        '{"width_divisor": -1}',
+        '{"width_divisor": 1000}',
+    ],
+)
+def test_wrong_metadata_is_an_error(tmp_path, said):
+    from safetensors.torch import save_file
+
+    file = tmp_path / "w.safetensors"
+    save_file({"a": torch.zeros(1)}, file, metadata={reference.METADATA_KEY: said})
+    with pytest.raises(VggdeployError):
+        reference.load(reference.locate(str(file)))

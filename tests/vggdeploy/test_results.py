@@ -1,0 +1,90 @@
+"""Result files: versioned, whole, never over another."""
+
+import json
+
+import pytest
+
+from vggdeploy import results
+from vggdeploy.errors import ConfigError, ResultError
+
+
+def test_a_result_is_read_back(tmp_path):
+    path = tmp_path / "r.json"
+    results.write({"kind": "bench", "latency_s": {"p50": 0.1}}, str(path))
+    assert results.read(path) == {"schema": 1, "kind": "bench", "latency_s": {"p50": 0.1}}
+    assert path.read_text().endswith("}\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_dash_is_standard_output_and_nothing_else_goes_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    results.refuse_overwrite("-", force=False)
+    results.write({"kind": "budget"}, "-")
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "kind": "budget"}
+    results.refuse_overwrite(None, force=False)
+    results.write({"kind": "budget"}, None)
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_json_is_never_written(tmp_path):
+    path = tmp_path / "r.json"
+    with pytest.raises(ValueError, match="JSON"):
+        results.write({"kind": "verify", "sqnr_db": float("inf")}, str(path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_result_is_not_written_over(tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text("dear")
+    with pytest.raises(ConfigError, match=r"r\.json exists -- give --force"):
+        results.refuse_overwrite(str(path), force=False)
+    results.refuse_overwrite(str(path), force=True)
+    assert path.read_text() == "dear"
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path):
+    results.refuse_overwrite(str(tmp_path / "r.json"), force=False)
+    assert list(tmp_path.iterdir()) == [], "asking leaves nothing behind"
+    with pytest.raises(ConfigError, match=r"cannot be written: got no folder .*nowhere"):
+        results.refuse_overwrite(str(tmp_path / "nowhere" / "r.json"), force=False)
+    with pytest.raises(ConfigError, match="cannot be written: got a folder"):
+        results.refuse_overwrite(str(tmp_path), force=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        results.refuse_overwrite(str(tmp_path / "file" / "r.json"), force=False)
+
+
+def test_a_relative_path_is_taken_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results.refuse_overwrite("r.json", force=False)
+    results.write({"kind": "gate"}, "r.json")
+    assert results.read(tmp_path / "r.json")["kind"] == "gate"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "cannot be read"),
+        (b"{", "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"[]", "is no result"),
+        (b"3", "is no result"),
+        (b"{}", "is no result"),
+        (b'{"schema": 1}', "is no result"),
+        (b'{"kind": "bench"}', "of another schema: expected 1"),
+        (b'{"kind": "bench", "schema": 2}', "of another schema: got 2, expected 1"),
+    ],
+)
+def test_a_file_of_anything_else_is_refused(tmp_path, content, said):
+    path = tmp_path / "r.json"
+    path.write_bytes(content)
+    with pytest.raises(ResultError, match=said):
+        results.read(path)
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(ResultError, match=r"r\.json does not exist"):
+        results.read(tmp_path / "r.json")
+    with pytest.raises(ResultError, match="cannot be read"):
+        results.read(tmp_path)
