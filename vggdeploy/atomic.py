@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
 import shutil
@@ -136,7 +137,9 @@ def writing(place: Path) -> Iterator[None]:
                 got=f"{free / 1e6:,.0f} MB free",
                 fix="free some space, or choose another disk with --out or VGGDEPLOY_CACHE",
             ) from error
-        if error.errno in _DENIED or isinstance(error, NotADirectoryError | FileExistsError):
+        if error.errno in _DENIED or isinstance(
+            error, NotADirectoryError | IsADirectoryError | FileExistsError
+        ):
             raise ConfigError(
                 f"{place} cannot be written",
                 got=error.strerror,
@@ -167,7 +170,7 @@ def _recover(final: Path) -> None:
     """Clear what killed processes left; put back a folder that one of them had set aside."""
     if not _LOCKS:
         return
-    for left in final.parent.glob(f"{_prefix(final)}*"):
+    for left in final.parent.glob(f"{glob.escape(_prefix(final))}*"):
         if left.suffix not in (_PARTIAL, _OLD):
             continue
         with contextlib.suppress(OSError):  # gone in the meantime

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import platform
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,10 +71,10 @@ class Probes:
             BundleError: when the arrays are not those that `save` writes.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 labels = file.get("labels")
                 probes = cls(file["images"], file["reference"], labels)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, LookupError, EOFError, TypeError, zipfile.BadZipFile) as error:
             raise BundleError(
                 f"{path} cannot be read", got=error, fix="build the bundle again"
             ) from error
@@ -146,6 +147,13 @@ def open_bundle(path: Path) -> Bundle:
     """
     manifest = read_manifest(path)
     again = "build it again, or copy it again"
+    for name in (*manifest["engine"], PROBES, LAYERS):
+        if name not in manifest["files"]:
+            raise BundleError(
+                f"bundle {path}: {MANIFEST} has no digest of {name}",
+                expected="a digest of every file that is read",
+                fix=again,
+            )
     for name, said in manifest["files"].items():
         file = path / name
         if Path(name).name != name or file.is_symlink():
@@ -174,7 +182,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"{path} is no bundle",
@@ -203,6 +211,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
             fix="build or copy the bundle again",
         )
     return manifest
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _self_digest(manifest: Mapping[str, Any]) -> str:

@@ -82,7 +82,9 @@ class Cache:
         found = []
         for index in self.root.glob(f"*/*/{_INDEX}"):
             try:
-                size = sum(file.stat().st_size for file in index.parent.rglob("*"))
+                size = sum(
+                    file.stat().st_size for file in index.parent.rglob("*") if file.is_file()
+                )
                 found.append((index.parent.stat().st_mtime, index.parent, size))
             except FileNotFoundError:
                 continue  # another process pruned it between the listing and the look
@@ -134,7 +136,7 @@ def _checked(final: Path) -> dict[str, dict[str, Any]] | None:
 
 def _limit() -> int:
     text = os.environ.get("VGGDEPLOY_CACHE_LIMIT", str(LIMIT))
-    if not text.isdigit():
+    if not text.isdecimal():
         raise ConfigError(
             "VGGDEPLOY_CACHE_LIMIT is wrong",
             got=repr(text),

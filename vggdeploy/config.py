@@ -41,7 +41,8 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
                 f"settings file {path} cannot be read", got=error, fix="mend the file"
             ) from error
         if name == SHARED:
-            table = table.get("tool", {}).get("vggdeploy", {})
+            tool = table.get("tool", {})
+            table = tool.get("vggdeploy", {}) if isinstance(tool, dict) else tool
         if not isinstance(table, dict):
             raise ConfigError(
                 f"{path}: tool.vggdeploy is no table", got=type(table).__name__, fix="mend the file"
@@ -67,20 +68,23 @@ def defaults(
     takes = {command: frozenset(names) for command, names in commands.items()}
     found: dict[str, dict[str, Any]] = {command: {} for command in takes}
     anywhere = frozenset().union(*takes.values())
+    tables = {key: value for key, value in settings.items() if isinstance(value, dict)}
+    for key, table in tables.items():
+        _known(key, takes, where, "table")
+        for inner, setting in table.items():
+            _known(inner, takes[key], where, f"key in [{key}]")
+            found[key][inner] = setting
+    # A run ends in a gate: it has the same bounds, unless its own table says otherwise.
+    for inner, setting in tables.get("gate", {}).items():
+        if inner.startswith(("min_", "max_")) and inner in takes.get("run", ()):
+            found["run"].setdefault(inner, setting)
     for key, value in settings.items():
-        if isinstance(value, dict):
-            receivers = ("gate", "run") if key == "gate" else (key,)
-            _known(key, takes, where, "table")
-            for inner, setting in value.items():
-                _known(inner, takes[key], where, f"key in [{key}]")
-                for command in receivers:
-                    if inner in takes[command]:
-                        found[command][inner] = setting
-        else:
-            _known(key, anywhere, where, "key")
-            for command, names in takes.items():
-                if key in names:
-                    found[command].setdefault(key, value)
+        if key in tables:
+            continue
+        _known(key, anywhere, where, "key")
+        for command, names in takes.items():
+            if key in names:
+                found[command].setdefault(key, value)
     return found
 
 

@@ -127,7 +127,13 @@ def scan(root: Path) -> Dataset:
     Raises:
         DatasetError: when it is missing, holds no image, or mixes kinds of class names.
     """
-    if not root.is_dir():
+    try:
+        present = root.is_dir()
+    except OSError as error:
+        raise DatasetError(
+            f"image folder {root} cannot be read", got=error, fix="check its permissions"
+        ) from error
+    if not present:
         raise DatasetError(
             f"image folder {root} {'is no folder' if root.exists() else 'does not exist'}",
             expected="a folder of class folders, or of images",
@@ -171,7 +177,8 @@ def _images(folder: Path, *, recurse: bool) -> tuple[list[Path], int]:
     files = sorted(
         path
         for path in (folder.rglob("*") if recurse else folder.iterdir())
-        if path.is_file() and not path.name.startswith(".")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     return images, len(files) - len(images)

@@ -6,13 +6,14 @@ missing measurement never passes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from vggdeploy.errors import ConfigError, ResultError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     Result = Mapping[str, Any]
 
@@ -83,17 +84,17 @@ class Verdicts:
         return {"kind": "gate", **asdict(self)}
 
 
-_FIGURES: dict[str, tuple[str, Callable[[Result], Any]]] = {
-    "min_agreement": ("verify", lambda r: r["parity"]["top1_agreement"]),
-    "max_drop": ("verify", lambda r: (r["accuracy"] or {}).get("drop")),
-    "min_top1": ("verify", lambda r: (r["accuracy"] or {}).get("top1")),
-    "min_cosine": ("verify", lambda r: r["parity"]["cosine_min"]),
-    "min_sqnr": ("verify", lambda r: r["parity"]["sqnr_db"]),
-    "max_p50": ("bench", lambda r: r["latency_s"]["p50"]),
-    "max_p99": ("bench", lambda r: r["latency_s"]["p99"]),
-    "min_throughput": ("bench", lambda r: r["throughput_ips"]),
-    "min_utilisation": ("bench", lambda r: r["budget"]["utilisation"]),
-    "max_engine_bytes": ("any", lambda r: r["engine_bytes"]),
+_FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "min_agreement": ("verify", ("parity", "top1_agreement")),
+    "max_drop": ("verify", ("accuracy", "drop")),
+    "min_top1": ("verify", ("accuracy", "top1")),
+    "min_cosine": ("verify", ("parity", "cosine_min")),
+    "min_sqnr": ("verify", ("parity", "sqnr_db")),
+    "max_p50": ("bench", ("latency_s", "p50")),
+    "max_p99": ("bench", ("latency_s", "p99")),
+    "min_throughput": ("bench", ("throughput_ips",)),
+    "min_utilisation": ("bench", ("budget", "utilisation")),
+    "max_engine_bytes": ("any", ("engine_bytes",)),
 }
 """For each bound, the kind of result that has its figure, and where."""
 
@@ -110,11 +111,15 @@ def policy(bounds: Mapping[str, Any]) -> Policy:
     if not given:
         return DEFAULT
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
             raise ConfigError(
                 f"bound {name} is wrong",
                 got=repr(value),
-                expected="a number",
+                expected="a finite number",
                 fix="mend the flag or the setting",
             )
         share = name in ("min_agreement", "min_top1", "min_cosine")
@@ -139,11 +144,12 @@ def judge(results: Sequence[Result], bounds: Policy) -> Verdicts:
     """Hold results of one bundle against `bounds`.
 
     Raises:
-        ResultError: when the results are of different bundles, or of a kind that has no figures.
+        ResultError: when the results are of different bundles, of a kind that has no figures, or
+            incomplete.
     """
     by_kind: dict[str, Result] = {}
     for result in _parts(results):
-        kind = str(result["kind"])
+        kind = str(_look(result, "kind"))
         if kind not in ("build", "verify", "bench"):
             raise ResultError(
                 f"a result of kind {kind!r} has nothing to gate",
@@ -155,7 +161,7 @@ def judge(results: Sequence[Result], bounds: Policy) -> Verdicts:
                 f"there are two results of kind {kind!r}", expected="one of each", fix="give one"
             )
         by_kind[kind] = result
-    digests = {kind: result["digest"] for kind, result in by_kind.items()}
+    digests = {kind: str(_look(result, "digest")) for kind, result in by_kind.items()}
     if len(set(digests.values())) > 1:
         raise ResultError(
             "the results are of different bundles",
@@ -163,7 +169,8 @@ def judge(results: Sequence[Result], bounds: Policy) -> Verdicts:
             expected="one digest",
             fix="verify and bench the same bundle",
         )
-    unstable = tuple(by_kind["bench"]["unstable_because"]) if "bench" in by_kind else ()
+    bench, verify = by_kind.get("bench"), by_kind.get("verify")
+    unstable = tuple(str(reason) for reason in _look(bench, "unstable_because")) if bench else ()
     criteria = tuple(
         _criterion(field.name, float(bound), by_kind, bool(unstable))
         for field in fields(bounds)
@@ -171,7 +178,7 @@ def judge(results: Sequence[Result], bounds: Policy) -> Verdicts:
     )
     ranked: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
     worst: Verdict = min((c.verdict for c in criteria), key=ranked.index, default="inconclusive")
-    execution = by_kind["verify"]["execution"] if "verify" in by_kind else None
+    execution = str(_look(verify, "execution")) if verify else None
     return Verdicts(worst, criteria, execution, unstable)
 
 
@@ -179,29 +186,47 @@ def _parts(results: Sequence[Result]) -> list[Result]:
     """The results themselves, a run's parts in place of the run."""
     found: list[Result] = []
     for result in results:
-        if result["kind"] == "run":
-            found += [result[part] for part in ("build", "verify", "bench")]
+        if _look(result, "kind") == "run":
+            found += [_look(result, part) for part in ("build", "verify", "bench")]
         else:
             found.append(result)
     return found
 
 
 def _criterion(name: str, bound: float, by_kind: Mapping[str, Result], unstable: bool) -> Criterion:
-    kind, figure = _FIGURES[name]
-    holders = (
-        list(by_kind.values()) if kind == "any" else [by_kind[kind]] if kind in by_kind else []
-    )
-    try:
-        value = figure(holders[0]) if holders else None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ResultError(
-            f"a {kind} result has no figure for {name}",
-            got=f"no {error}",
-            fix="run the command again with this version",
-        ) from error
+    kind, path = _FIGURES[name]
+    holder = next(iter(by_kind.values()), None) if kind == "any" else by_kind.get(kind)
+    value: Any = holder
+    for key in path:
+        # A verification without labels has no accuracy; what is below it is not missing.
+        value = None if value is None else _look(value, key)
     if value is None:
-        return Criterion(name, bound, None, "inconclusive", f"no {kind} result has this figure")
+        missing = f"no {kind} result was given" if holder is None else "the images have no labels"
+        return Criterion(name, bound, None, "inconclusive", missing)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ResultError(
+            f"the figure {'.'.join(path)} of a result is wrong",
+            got=repr(value),
+            expected="a number",
+            fix="run the command again",
+        )
     met = value >= bound if name.startswith("min_") else value <= bound
     if met and unstable and name in _SPEED:
         return Criterion(name, bound, value, "inconclusive", "the measurement was unstable")
     return Criterion(name, bound, value, "pass" if met else "fail")
+
+
+def _look(result: Any, key: str) -> Any:
+    """A key of a result.
+
+    Raises:
+        ResultError: when it is not there.
+    """
+    try:
+        return result[key]
+    except (KeyError, TypeError, IndexError) as error:
+        raise ResultError(
+            f"a result has no {key!r}",
+            expected="JSON that a command's --json wrote",
+            fix="run the command again with this version",
+        ) from error

@@ -25,6 +25,9 @@ else:
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_LARGEST = 1e9
+"""Far beyond any mean or scale, and small enough that float32 holds every product of two."""
+
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -198,7 +201,7 @@ def from_mapping(table: dict[str, Any], *, where: str) -> Preprocess:
             expected="1 pixel or more",
             fix="mend the value",
         )
-    if min(made.std) <= 0 or made.scale <= 0:
+    if min(*made.std, made.scale) < 1 / _LARGEST:
         raise ConfigError(
             f"{where}: std and scale divide and multiply the pixels",
             got=f"std {made.std}, scale {made.scale}",
@@ -220,4 +223,4 @@ def _is_number(value: object, kind: type) -> bool:
         return False
     if kind is int:
         return isinstance(value, int)
-    return isinstance(value, int | float) and bool(np.isfinite(value))
+    return isinstance(value, int | float) and abs(value) <= _LARGEST

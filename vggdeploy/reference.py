@@ -10,7 +10,9 @@ import functools
 import importlib.util
 import json
 import pickle
+import struct
 import urllib.error
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +45,13 @@ _PUBLISHED = {
     "vgg19_bn": "vgg19_bn-c79401a0.pth",
 }
 _PUBLISHED_AT = "https://download.pytorch.org/models/"
+
+
+_UNREADABLE = (
+    RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError,
+    struct.error,
+)  # fmt: skip
+"""What torch's readers raise for damaged files, the one of old checkpoints above all."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def locate(
     said = _metadata(path)
     network = topology.vgg(
         arch or said.get("arch", "vgg16"),
-        num_classes=num_classes or said.get("num_classes", 1000),
+        num_classes=said.get("num_classes", 1000) if num_classes is None else num_classes,
         input_size=input_size,
         width_divisor=said.get("width_divisor", 1),
     )
@@ -142,7 +151,8 @@ def load(weights: Weights, *, channels_last: bool = False) -> torch.nn.Module:
     module = build(weights.network)
     _check(weights, module, state)
     # assign keeps a memory-mapped file mapped: nothing is copied until it is read.
-    module.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+    # Not strict, since old checkpoints lack the batch counters that `_check` lets pass.
+    module.load_state_dict({k: v.float() for k, v in state.items()}, strict=False, assign=True)
     if channels_last:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module.eval().requires_grad_(False)
@@ -266,18 +276,22 @@ def read(path: Path) -> dict[str, torch.Tensor]:
             ) from error
         return tensors
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Checkpoints from before torch 1.6, torchvision's VGG among them, are no zip archives and
+        # cannot be memory-mapped.
+        state = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"weights file {path} holds more than tensors, or is damaged",
-            got=str(error).splitlines()[0],
+            got=(str(error) or type(error).__name__).splitlines()[0],
             expected="a state dict of tensors alone",
             fix="save it again with torch.save(model.state_dict(), FILE), or as .safetensors",
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except _UNREADABLE as error:
         raise WeightsError(
             f"weights file {path} cannot be read",
-            got=str(error).splitlines()[0],
+            got=(str(error) or type(error).__name__).splitlines()[0],
             expected="a whole checkpoint",
             fix="fetch or copy it again",
         ) from error
@@ -325,8 +339,16 @@ def _metadata(path: Path) -> dict[str, Any]:
             fix="fetch or copy it again",
         ) from error
     kinds = {"arch": str, "num_classes": int, "width_divisor": int, "preprocess": str}
+    if not isinstance(said, dict):
+        raise WeightsError(
+            f"weights file {path}: its metadata is wrong",
+            got=type(said).__name__,
+            expected="a JSON object",
+            fix="fetch or copy it again",
+        )
     for key, kind in kinds.items():
-        if key in said and (not isinstance(said[key], kind) or said[key] == 0):
+        # A bool is an int to isinstance.
+        if key in said and (type(said[key]) is not kind or (kind is int and said[key] < 1)):
             raise WeightsError(
                 f"weights file {path}: metadata {key} is wrong",
                 got=said[key],

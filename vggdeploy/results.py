@@ -58,7 +58,7 @@ def read(path: Path) -> dict[str, Any]:
         ResultError: when the file is missing, no result, or of another schema.
     """
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise ResultError(f"result {path} does not exist", fix="check the path") from error
     except (OSError, ValueError) as error:
@@ -82,3 +82,7 @@ def read(path: Path) -> dict[str, Any]:
             fix="run the command again with this version",
         )
     return result
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

@@ -34,6 +34,9 @@ ARCHITECTURES: tuple[str, ...] = tuple(name for base in _VGG for name in (base, 
 HIDDEN = 4096
 """Width of the two hidden fully connected layers."""
 
+SLIMMEST = 64
+"""The first layer has 64 channels: divided by more, nothing is left."""
+
 SMALLEST_INPUT = 32
 """Five max pools of stride 2 leave nothing of a smaller image."""
 
@@ -135,6 +138,13 @@ def vgg(
             fix="choose one with --arch",
         )
     _check_size(num_classes, input_size, SMALLEST_INPUT)
+    if not 1 <= width_divisor <= SLIMMEST:
+        raise ConfigError(
+            "the network cannot be made so slim",
+            got=width_divisor,
+            expected=f"a divisor of 1 to {SLIMMEST}",
+            fix="choose another width_divisor",
+        )
     layers: list[Layer] = []
     channels = 3
 
@@ -250,10 +260,18 @@ def rows(network: Network) -> tuple[Row, ...]:
     shape: Shape = network.input
     seen: float = 1
     jump: float = 1
+    whole: float = 1
     for layer in network.layers:
         output, window, stride = _step(layer, shape)
-        seen += (window - 1) * jump
-        jump *= stride
+        if layer.kind == "linear":
+            seen = whole
+        else:
+            if layer.kind == "avgpool":
+                # The windows of an adaptive pool overlap where it does not divide evenly, so the
+                # layer behind it sees what the whole map in front of it saw.
+                whole = seen + (max(shape[1:]) - 1) * jump
+            seen += (window - 1) * jump
+            jump *= stride
         area = math.prod(output[1:]) if layer.kind == "conv" else 1
         found.append(Row(layer, shape, output, layer.weights * area, math.ceil(seen)))
         shape = output
@@ -277,7 +295,7 @@ def _step(layer: Layer, shape: Shape) -> tuple[Shape, int, float]:
         )
         return (layer.out_channels, side, side), window, max(sides) / side
     if layer.kind == "linear":
-        return (layer.out_channels,), max(shape[1:], default=1), 1
+        return (layer.out_channels,), 1, 1
     return shape, 1, 1
 
 

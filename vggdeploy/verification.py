@@ -96,6 +96,14 @@ def verify(
                 )
             ]
         )
+    wrong = np.flatnonzero(~np.isfinite(found).all(1))
+    if len(wrong):
+        raise ModelError(
+            f"the engine of {path} gives NaN or infinity",
+            got=f"{len(wrong)} of {count} images, the first number {wrong[0]}",
+            expected="finite scores",
+            fix="build it again, or run it on another device",
+        )
     return {
         "kind": "verify",
         "bundle": str(path),

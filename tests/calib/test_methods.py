@@ -130,6 +130,7 @@ def test_one_dominant_value_is_kept_whole() -> None:
 @given(arrays, st.floats(0.5, 100))
 def test_percentile_is_numpys(values: np.ndarray, share: float) -> None:
     x = np.sort(np.abs(values.astype(np.float64)))
+    x[x < SUBNORMAL] = 0  # the lowest bin, which holds the zeros too
     found = methods.percentile(seen(values), 127, share)
     # Where the share is a whole number of elements, either side of it is right.
     low, high = (

@@ -80,7 +80,7 @@ def test_vgg_has_a_pair_before_each_pool_and_none_behind(
 ) -> None:
     model = slim_places(dialect)
     made = makers(model)
-    counts = {kind: 0 for kind in ("QuantizeLinear", "MaxPool", "Conv", "Gemm")}
+    counts = dict.fromkeys(("QuantizeLinear", "MaxPool", "Conv", "Gemm"), 0)
     for node in model.graph.node:
         if node.op_type not in counts:
             continue

@@ -59,7 +59,7 @@ def test_a_signed_tensor_has_no_uint8(statistics: Statistics) -> None:
 
 
 def test_unknown_method_lists_the_known(statistics: Statistics) -> None:
-    with pytest.raises(ConfigError, match="'median'.*minmax, percentile, entropy, mse"):
+    with pytest.raises(ConfigError, match=r"'median'.*minmax, percentile, entropy, mse"):
         calibrate(statistics, NONNEGATIVE, "median", {})
 
 

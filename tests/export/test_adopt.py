@@ -128,7 +128,7 @@ def test_opset_9_is_refused(save: Save, out: Path) -> None:
 
 
 def test_opset_of_the_future_is_refused(save: Save, out: Path) -> None:
-    with pytest.raises(ModelError, match="opset.*got 999"):
+    with pytest.raises(ModelError, match=r"opset.*got 999"):
         adopt(save(lambda model: setattr(model.opset_import[0], "version", 999)), out)
 
 

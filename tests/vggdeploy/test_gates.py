@@ -218,4 +218,5 @@ def test_the_json_form_is_json():
         "bound": 0.98,
         "value": 0.98,
         "verdict": "pass",
+        "note": "",
     }

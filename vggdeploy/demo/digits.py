@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggdeploy.errors import missing_package
+from vggdeploy.errors import ConfigError, missing_package
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +33,8 @@ def split(name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise missing_package("scikit-learn", "demo", "the demo's images") from error
+    if name not in SPLITS:
+        raise ConfigError(f"unknown split {name!r}", expected="one of " + ", ".join(SPLITS))
     digits = load_digits()
     # Sixteen grey levels, spread over the eight bits of a PNG.
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
