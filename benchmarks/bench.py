@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,9 +65,12 @@ def bench(
         raise ConfigError(
             "the batch is too small", got=options.batch, expected="1 or more", fix="mend --batch"
         )
-    if not options.seconds > 0:
+    if not 0 < options.seconds < math.inf:
         raise ConfigError(
-            "the time is too short", got=options.seconds, expected="above 0", fix="mend --seconds"
+            "the time is too short",
+            got=options.seconds,
+            expected="above 0 and finite",
+            fix="mend --seconds",
         )
     reporter = reporter or Silent()
     effort = Effort(options.seconds, QUERIES)

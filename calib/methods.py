@@ -107,7 +107,8 @@ def _divergence(bins: NDArray[np.float64], above: float, groups: int) -> float:
 
 def _smallest(magnitudes: Magnitudes) -> float:
     """The smallest magnitude above zero, for a tensor that is nearly all zeros."""
-    return float(magnitudes.centres[magnitudes.centres > 0][0])
+    above = magnitudes.centres[magnitudes.centres > 0]
+    return float(above[0]) if len(above) else magnitudes.amax
 
 
 METHODS: dict[str, Method] = {

@@ -85,7 +85,11 @@ def quantize(source: Path, table: CalibrationTable, dialect: Dialect, out: Path)
 
 
 def round_weights(
-    weight: NDArray[np.floating], axis: int, kind: IntegerType, scale_dtype: str
+    weight: NDArray[np.floating],
+    axis: int,
+    kind: IntegerType,
+    scale_dtype: str,
+    name: str = "the weights",
 ) -> tuple[NDArray[np.int8], NDArray[Any]]:
     """Round weights to the nearest step, half to even, one scale a channel: ``amax / qmax``.
 
@@ -94,10 +98,14 @@ def round_weights(
         axis: the axis that runs over channels.
         kind: int8, narrow range.
         scale_dtype: ``"float32"`` or ``"float16"``.
+        name: what errors call the weights.
 
     Returns:
         int8 of the shape of `weight`, and scales ``[channels]`` of `scale_dtype`. A channel of
         zeros has the scale 1.
+
+    Raises:
+        CalibrationError: when a scale does not fit `scale_dtype`.
     """
     channels = weight.shape[axis]
     scales = np.ones(channels, scale_dtype)
@@ -108,12 +116,31 @@ def round_weights(
         block = np.asarray(rows[start : start + step], np.float32)
         over = tuple(range(1, block.ndim))
         amax = np.abs(block).max(axis=over, initial=0)
-        scale = np.maximum(amax / kind.qmax, _SMALLEST_SCALE[scale_dtype]).astype(scale_dtype)
+        wanted = np.maximum(amax / kind.qmax, _SMALLEST_SCALE[scale_dtype])
+        scale = _narrow(wanted, scale_dtype, f"the scale of a channel of {name}")
         scale[amax == 0] = 1
         wide = scale.astype(np.float32).reshape(-1, *(1,) * len(over))
         into[start : start + step] = np.clip(np.rint(block / wide), kind.qmin, kind.qmax)
         scales[start : start + step] = scale
     return quantized, scales
+
+
+def _narrow(values: NDArray[np.floating], dtype: str, what: str) -> NDArray[Any]:
+    """Cast to a dialect's high-precision type.
+
+    Raises:
+        CalibrationError: when a value is too large for it.
+    """
+    with np.errstate(over="ignore"):
+        narrow = values.astype(dtype)
+    if not np.isfinite(narrow).all():
+        raise CalibrationError(
+            f"{what} does not fit {dtype}",
+            got=f"{np.abs(values).max():g}",
+            expected=f"{float(np.finfo(dtype).max):g} at most",
+            fix="rescale the network, or build for another target",
+        )
+    return narrow
 
 
 def _quantize_weight(
@@ -125,7 +152,7 @@ def _quantize_weight(
         tensor = found.weight.const_value
         assert tensor is not None
         integers, scales = round_weights(
-            tensor.numpy(), found.channel_axis, dialect.weight, dialect.high_precision
+            tensor.numpy(), found.channel_axis, dialect.weight, dialect.high_precision, name
         )
         inputs = [
             _constant(model, f"{name}.quantized", integers),
@@ -157,7 +184,11 @@ def _insert_pair(model: ir.Model, point: Point, table: CalibrationTable, dialect
     smallest = _SMALLEST_SCALE[dialect.high_precision]
     scale = max(table.tensors[point.name].scale(kind), smallest)
     parameters = [
-        _constant(model, f"{point.name}.scale", np.array(scale, dialect.high_precision)),
+        _constant(
+            model,
+            f"{point.name}.scale",
+            _narrow(np.array(scale), dialect.high_precision, f"the scale of tensor {point.name!r}"),
+        ),
         _constant(model, f"{point.name}.zero_point", np.array(0, kind.dtype)),
     ]
     quantized = _append(
@@ -217,14 +248,7 @@ def _to_float16(model: ir.Model) -> None:
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         if tensor is not None and tensor.dtype == onnx_ir.DataType.FLOAT:
-            narrow = tensor.numpy().astype(np.float16)
-            if not np.isfinite(narrow).all():
-                raise CalibrationError(
-                    f"{name} does not fit float16",
-                    got=f"{np.abs(tensor.numpy()).max():g}",
-                    expected="65504 at most",
-                    fix="rescale the network, or use another target",
-                )
+            narrow = _narrow(tensor.numpy(), "float16", name)
             value.const_value = onnx_ir.tensor(narrow, name=name)
             value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
     for node in graph:

@@ -37,7 +37,15 @@ def clean(model: ir.Model) -> ir.Model:
         passes.ClearMetadataAndDocStringPass(),
     ):
         step(model)
-    # The exporter writes a batch of its own naming; one name for the same thing everywhere.
+    # Notes on values and on the model itself, which that pass leaves: where the code lay, above
+    # all, which is nobody's business and would make the same graph differ from machine to machine.
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    values += [value for node in model.graph for value in node.outputs]
+    for value in values:
+        value.doc_string = None
+        value.metadata_props.clear()
+    model.doc_string = None
+    model.metadata_props.clear()
     model.producer_name, model.producer_version = "vggdeploy", None
     return model
 

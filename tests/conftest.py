@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from vggdeploy import demo, pipeline, topology
+from vggdeploy import checkpoints, demo, pipeline, topology
 from vggdeploy.demo import digits
 
 if TYPE_CHECKING:
@@ -128,7 +128,6 @@ def slim_onnx(slim: Callable[..., BuildOptions], tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="session")
 def random_weights() -> Callable[..., Path]:
     """Writes a checkpoint with random weights (He's variance, so that activations keep theirs)."""
-    from vggdeploy import reference
 
     def make(
         network: Network, path: Path, *, zero_bias: bool = False, preprocess: str = "unit"
@@ -149,7 +148,7 @@ def random_weights() -> Callable[..., Path]:
                 tensors[f"{layer.name}.running_mean"] = rng.normal(0, 0.1, width)
                 tensors[f"{layer.name}.running_var"] = rng.uniform(0.5, 1.5, width)
         single = {key: value.astype(np.float32) for key, value in tensors.items()}
-        reference.save(path, single, network, preprocess)
+        checkpoints.save(path, single, network, preprocess)
         return path
 
     return make

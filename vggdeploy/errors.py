@@ -19,6 +19,8 @@ and how to mend it. A vendor's exception is mapped to one of these and kept as `
 
 from __future__ import annotations
 
+import importlib.util
+
 EXIT_OK = 0
 EXIT_GATE = 1
 EXIT_INPUT = 2
@@ -108,3 +110,13 @@ def missing_package(package: str, extra: str, purpose: str) -> MissingError:
         f"{purpose} needs the package {package}, which is not installed",
         fix=f"pip install 'vggdeploy[{extra}]'",
     )
+
+
+def require_package(package: str, extra: str, purpose: str) -> None:
+    """Make sure that an optional package is there, without importing it.
+
+    Raises:
+        MissingError: with the command that installs it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise missing_package(package, extra, purpose)

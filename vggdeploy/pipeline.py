@@ -119,9 +119,10 @@ class _Stages:
         record["seconds"] = time.perf_counter() - start
         self.done.append(record)
         self.reporter.done(name, record["seconds"], record["cached"])
-        # torch's export and OpenVINO's models sit in reference cycles: their memory goes before
-        # the next stage needs its own.
-        gc.collect()
+        if not record["cached"]:
+            # torch's export and OpenVINO's models sit in reference cycles: their memory goes
+            # before the next stage needs its own.
+            gc.collect()
 
 
 def build(options: BuildOptions, reporter: Reporter | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from vggdeploy import bundle, dataset, parity, sources
 from vggdeploy.cache import Cache
 from vggdeploy.contracts import RunOptions, Silent
-from vggdeploy.errors import DatasetError, MissingError, ModelError, WeightsError
+from vggdeploy.errors import ConfigError, DatasetError, MissingError, ModelError, WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,6 +51,12 @@ def verify(
     Raises:
         VggdeployError: one of its kinds.
     """
+    if reference is not None and data is None:
+        raise ConfigError(
+            "--reference goes with --data: the probes carry the reference's scores",
+            got=reference,
+            fix="give --data DIR, or drop --reference",
+        )
     reporter = reporter or Silent()
     opened = bundle.open_bundle(path)
     target = sources.available(opened.target)

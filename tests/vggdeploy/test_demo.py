@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vggdeploy import dataset, demo, preprocess, reference, topology
+from vggdeploy import checkpoints, dataset, demo, preprocess, reference, topology
 from vggdeploy.demo import digits, widen
 from vggdeploy.errors import WeightsError
 
@@ -25,7 +25,7 @@ def inputs(pixels):
 
 
 def slim_arrays():
-    return {key: v.float().numpy() for key, v in reference.read(demo.CHECKPOINT).items()}
+    return {key: v.float().numpy() for key, v in checkpoints.read(demo.CHECKPOINT).items()}
 
 
 def test_splits_are_disjoint_and_whole():
@@ -63,7 +63,7 @@ def test_digits_written_as_files_are_the_digits(tmp_path):
 
 def test_the_checkpoint_is_small_and_half_precision():
     assert demo.CHECKPOINT.stat().st_size <= 5_500_000
-    state = reference.read(demo.CHECKPOINT)
+    state = checkpoints.read(demo.CHECKPOINT)
     assert {value.dtype for value in state.values()} == {torch.float16}
     network = topology.vgg("vgg16", width_divisor=demo.WIDTH_DIVISOR)
     assert sum(value.numel() for value in state.values()) == topology.total_params(network)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vggdeploy import digests, reference, topology
+from vggdeploy import checkpoints, digests, reference, topology
 from vggdeploy.errors import ConfigError, MissingError, WeightsError
 
 SLIM = topology.vgg("vgg11", num_classes=10, input_size=(32, 32), width_divisor=32)
@@ -71,7 +71,7 @@ def test_a_pth_file_round_trips(tmp_path, zipped):
 def test_a_safetensors_file_says_its_network(tmp_path):
     file = tmp_path / "w.safetensors"
     state = {key: value.numpy().astype(np.float16) for key, value in random_state(SLIM).items()}
-    reference.save(file, state, SLIM, "caffe")
+    checkpoints.save(file, state, SLIM, "caffe")
     found = reference.locate(str(file), input_size=(32, 32))
     assert (found.network, found.preprocess, found.demo) == (SLIM, "caffe", False)
     assert (found.source, found.sha256) == (str(file), digests.sha256_file(file))

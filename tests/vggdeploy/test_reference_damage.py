@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from vggdeploy import digests, reference, topology
+from vggdeploy import checkpoints, digests, reference, topology
 from vggdeploy.errors import VggdeployError, WeightsError
 
 SLIM = topology.vgg("vgg11", num_classes=10, input_size=(32, 32), width_divisor=32)
@@ -39,7 +39,7 @@ def test_a_truncated_pth_file_is_said_to_be(tmp_path, zipped):
 
 def test_a_truncated_safetensors_file_is_said_to_be(tmp_path):
     file = tmp_path / "w.safetensors"
-    reference.save(file, {k: v.numpy() for k, v in state().items()}, SLIM, "unit")
+    checkpoints.save(file, {k: v.numpy() for k, v in state().items()}, SLIM, "unit")
     whole = file.read_bytes()
     for length in [0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1]:
         file.write_bytes(whole[:length])
@@ -108,6 +108,6 @@ def test_wrong_metadata_is_an_error(tmp_path, said):
     from safetensors.torch import save_file
 
     file = tmp_path / "w.safetensors"
-    save_file({"a": torch.zeros(1)}, file, metadata={reference.METADATA_KEY: said})
+    save_file({"a": torch.zeros(1)}, file, metadata={checkpoints.METADATA_KEY: said})
     with pytest.raises(VggdeployError):
         reference.load(reference.locate(str(file)))

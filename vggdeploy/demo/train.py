@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from vggdeploy import preprocess, reference, topology
+from vggdeploy import checkpoints, preprocess, reference, topology
 from vggdeploy.demo import CHECKPOINT, WIDTH_DIVISOR, digits
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def main(out: Path = CHECKPOINT) -> float:
         if layer.kind in ("conv", "linear")
         for part in ("weight", "bias")
     ]
-    reference.save(out, dict(zip(names, folded.values(), strict=True)), plain, "demo")
+    checkpoints.save(out, dict(zip(names, folded.values(), strict=True)), plain, "demo")
 
     module = reference.load(reference.locate(str(out)))
     pixels, labels = digits.split("heldout")

@@ -59,6 +59,11 @@ class OpenVINO(GraphTarget):
     def compile(self, onnx: Path, options: CompileOptions, out_dir: Path) -> tuple[Path, ...]:
         ov = _openvino()
         model = _read(ov, onnx)
+        # OpenVINO numbers what has no name through the whole process; numbered through the model,
+        # the same graph gives the same bytes.
+        for index, operation in enumerate(model.get_ordered_ops()):
+            if operation.get_friendly_name() == operation.get_name():
+                operation.set_friendly_name(f"{operation.get_type_name()}_{index}")
         path = out_dir / ENGINE
         # Half the bytes for bfloat16 too: float16 rounds finer than bfloat16 will.
         ov.save_model(model, path, compress_to_fp16=self.precision in ("fp16", "bf16"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import graphs, reference, topology
+from vggdeploy import checkpoints, graphs, reference, topology
 from vggdeploy.contracts import Availability, Probe, Runner, Target, TensorSpec
 from vggdeploy.errors import BundleError, ModelError
 
@@ -93,7 +93,7 @@ class Torch(Target):
 
         def module() -> Any:
             made = reference.fold_batchnorm(reference.build(network).eval())
-            state = reference.read(bundle.path / ENGINE)
+            state = checkpoints.read(bundle.path / ENGINE)
             missing = made.load_state_dict(state, strict=False, assign=True)
             if missing.missing_keys or missing.unexpected_keys:
                 raise BundleError(

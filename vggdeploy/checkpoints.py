@@ -1,0 +1,181 @@
+"""Checkpoint files: read without running what is in them, written, and fetched.
+
+torch and safetensors are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import urllib.error
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggdeploy import topology
+from vggdeploy.errors import MissingError, WeightsError, missing_package, require_package
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from numpy.typing import NDArray
+
+    from vggdeploy.topology import Network
+
+METADATA_KEY = "vggdeploy"
+"""Where a .safetensors file of ours says which network it belongs to."""
+
+# torchvision.models.VGG16_Weights.IMAGENET1K_V1; the file name carries the hash torch checks.
+_PUBLISHED = {
+    "vgg11": "vgg11-8a719046.pth",
+    "vgg11_bn": "vgg11_bn-6002323d.pth",
+    "vgg13": "vgg13-19584684.pth",
+    "vgg13_bn": "vgg13_bn-abd245e5.pth",
+    "vgg16": "vgg16-397923af.pth",
+    "vgg16_bn": "vgg16_bn-6c64b313.pth",
+    "vgg19": "vgg19-dcbb9e9d.pth",
+    "vgg19_bn": "vgg19_bn-c79401a0.pth",
+}
+_PUBLISHED_AT = "https://download.pytorch.org/models/"
+
+
+_UNREADABLE = (
+    RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError,
+    struct.error,
+)  # fmt: skip
+"""What torch's readers raise for damaged files, the one of old checkpoints above all."""
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, memory-mapped where the format allows; code is never run.
+
+    Raises:
+        WeightsError: for a truncated or damaged file, or one whose pickle holds code.
+    """
+    require_package("torch", "export", "the reference network")
+    import torch
+
+    if path.suffix == ".safetensors":
+        try:
+            import safetensors
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise missing_package("safetensors", "export", "a .safetensors file") from error
+        try:
+            tensors: dict[str, torch.Tensor] = load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"weights file {path} cannot be read",
+                got=error,
+                expected="a whole safetensors file",
+                fix="fetch or copy it again",
+            ) from error
+        return tensors
+    try:
+        # Checkpoints from before torch 1.6, torchvision's VGG among them, are no zip archives and
+        # cannot be memory-mapped.
+        state = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"weights file {path} holds more than tensors, or is damaged",
+            got=(str(error) or type(error).__name__).splitlines()[0],
+            expected="a state dict of tensors alone",
+            fix="save it again with torch.save(model.state_dict(), FILE), or as .safetensors",
+        ) from error
+    except _UNREADABLE as error:
+        raise WeightsError(
+            f"weights file {path} cannot be read",
+            got=(str(error) or type(error).__name__).splitlines()[0],
+            expected="a whole checkpoint",
+            fix="fetch or copy it again",
+        ) from error
+    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        raise WeightsError(
+            f"weights file {path} is not a state dict",
+            got=type(state).__name__,
+            expected="a mapping of names to tensors",
+            fix="save it again with torch.save(model.state_dict(), FILE)",
+        )
+    return state
+
+
+def save(
+    path: Path, tensors: Mapping[str, NDArray[Any]], network: Network, preprocess: str
+) -> None:
+    """Write a .safetensors file that says which network it belongs to."""
+    from safetensors.numpy import save_file
+
+    said = {
+        "arch": network.arch,
+        "num_classes": network.num_classes,
+        "width_divisor": network.width_divisor,
+        "preprocess": preprocess,
+    }
+    save_file(dict(tensors), path, metadata={METADATA_KEY: json.dumps(said)})
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """What `save` recorded in a .safetensors file; empty for any other."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        import safetensors
+    except ImportError as error:
+        raise missing_package("safetensors", "export", "a .safetensors file") from error
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            said = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"weights file {path} cannot be read",
+            got=error,
+            expected="a whole safetensors file",
+            fix="fetch or copy it again",
+        ) from error
+    kinds = {"arch": str, "num_classes": int, "width_divisor": int, "preprocess": str}
+    if not isinstance(said, dict):
+        raise WeightsError(
+            f"weights file {path}: its metadata is wrong",
+            got=type(said).__name__,
+            expected="a JSON object",
+            fix="fetch or copy it again",
+        )
+    for key, kind in kinds.items():
+        # A bool is an int to isinstance.
+        if key in said and (type(said[key]) is not kind or (kind is int and said[key] < 1)):
+            raise WeightsError(
+                f"weights file {path}: metadata {key} is wrong",
+                got=said[key],
+                expected=f"a {kind.__name__}",
+                fix="fetch or copy it again",
+            )
+    return {key: said[key] for key in kinds if key in said}
+
+
+def fetch_published(arch: str) -> Path:
+    """torchvision's published checkpoint, fetched by torch with its hash checked."""
+    require_package("torch", "export", "the reference network")
+    import torch
+
+    if arch not in _PUBLISHED:
+        topology.vgg(arch)  # names the known ones
+    name = _PUBLISHED[arch]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(
+                _PUBLISHED_AT + name, str(path), hash_prefix=name.split("-")[1].split(".")[0]
+            )
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            raise MissingError(
+                f"the published checkpoint {name} cannot be fetched",
+                got=error,
+                expected="a connection to download.pytorch.org",
+                fix=f"put the file at {path}, give --weights FILE, or use --weights demo",
+            ) from error
+    return path
