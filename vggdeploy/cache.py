@@ -8,6 +8,8 @@ anew. The cache lives in ``$VGGDEPLOY_CACHE``, else ``$XDG_CACHE_HOME/vggdeploy`
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -24,6 +26,14 @@ if TYPE_CHECKING:
 
 LIMIT = 8 << 30
 """Bytes kept by default: six builds of VGG16."""
+
+_MAKERS = (
+    "vggdeploy",
+    "vggdeploy.calib",
+    "vggdeploy.demo",
+    "vggdeploy.export",
+    "vggdeploy.targets",
+)
 
 _INDEX = "entry.json"
 _IN_USE_SECONDS = 3600
@@ -53,12 +63,16 @@ class Cache:
     def stage(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Entry:
         """The files of stage `name` for `inputs`, made by `make(folder)` unless they are there.
 
+        This package's own code is among what a result depends on.
+
         Args:
             name: the stage; a folder of that name holds its entries.
             inputs: a JSON-ready mapping of everything the result depends on.
             make: writes files into the folder it is given.
         """
-        final = self.root / name / digests.sha256_json({"stage": name, **inputs})[:32]
+        final = (
+            self.root / name / digests.sha256_json({"stage": name, "code": _code(), **inputs})[:32]
+        )
         files = _checked(final)
         if files is not None:
             with atomic.writing(final):
@@ -98,6 +112,18 @@ class Cache:
                 return
             shutil.rmtree(path, ignore_errors=True)
             surplus -= size
+
+
+@functools.cache
+def _code() -> str:
+    """One digest over the source of every part of this package that makes something."""
+    found = []
+    for part in _MAKERS:
+        spec = importlib.util.find_spec(part)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            for file in sorted(Path(folder).glob("*.py")):
+                found.append((part, file.name, digests.sha256_file(file)))
+    return digests.sha256_json(found)
 
 
 def default_root() -> Path:

@@ -1,0 +1,328 @@
+"""A build's stages, each a method: what it makes, and what that depends on.
+
+Each stage's result is kept in the cache under the digest of all that it was made from, so a second
+build of the same inputs finds everything there. `pipeline` knows their order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.metadata
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import vggdeploy
+from vggdeploy import budget, bundle, calib, digests, export, graphs, inputs, sources
+from vggdeploy import reference as references
+from vggdeploy.cache import Cache, Entry
+from vggdeploy.contracts import CompileOptions, RunOptions, TensorSpec
+from vggdeploy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vggdeploy.bundle import Bundle
+    from vggdeploy.contracts import Dialect, Reporter, Target
+    from vggdeploy.inputs import BuildOptions
+
+_GRAPH = bundle.GRAPH
+_STATISTICS = "statistics.npz"
+_QUANTIZED = "quantized.json"
+_ENGINE_LIST = "engine.json"
+
+
+@dataclass
+class _Stages:
+    """Runs stages one after the other and keeps the time of each."""
+
+    reporter: Reporter
+    done: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, name: str, work: Callable[[], Entry]) -> Entry:
+        with self.timed(name) as record:
+            entry = work()
+            record["cached"] = entry.cached
+        return entry
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[dict[str, Any]]:
+        start = time.perf_counter()
+        record: dict[str, Any] = {"name": name, "seconds": 0.0, "cached": False}
+        with self.reporter.step(name):
+            yield record
+        record["seconds"] = time.perf_counter() - start
+        self.done.append(record)
+        self.reporter.done(name, record["seconds"], record["cached"])
+        if not record["cached"]:
+            # torch's export and OpenVINO's models sit in reference cycles: their memory goes
+            # before the next stage needs its own.
+            gc.collect()
+
+
+class Job:
+    """A network's source, its stages and the cache: what every job has."""
+
+    def __init__(self, options: BuildOptions, reporter: Reporter) -> None:
+        self.options = options
+        self.reporter = reporter
+        self.store = Cache()
+        self.stages = _Stages(reporter)
+        self.source = inputs.resolve(options)
+
+    def export(self) -> Entry:
+        """The FP32 graph."""
+
+        def make(work: Path) -> None:
+            if self.source.weights is None:
+                assert self.source.model is not None
+                export.adopt(self.source.model, work)
+            else:
+                module = references.load(self.source.weights)
+                export.export(module, self.source.weights.network, work)
+
+        versions = {name: _version(name) for name in ("torch", "onnx", "onnx-ir", "onnxscript")}
+        return self.stages.run(
+            "export",
+            lambda: self.store.stage(
+                "export", {"source": self.source.identity(), "versions": versions}, make
+            ),
+        )
+
+
+class Calibration(Job):
+    """A job with images, whose inputs are all settled before any long work."""
+
+    def __init__(self, options: BuildOptions, reporter: Reporter) -> None:
+        super().__init__(options, reporter)
+        if options.method not in calib.METHODS:
+            raise ConfigError(
+                f"unknown method {options.method!r}",
+                expected="one of " + ", ".join(calib.METHODS),
+                fix="choose one with --method",
+            )
+        self.images, self.probes = inputs.choose_images(options, self.source, self.store)
+        self.provenance = {
+            "model": self.source.identity(),
+            "images_sha256": self.images.digest(),
+            "images": len(self.images),
+            "seed": options.seed,
+            "preprocess": self.source.preprocess.to_json(),
+        }
+
+    def collect(self, graph: Entry) -> Entry:
+        """Statistics of every tensor that can be quantized."""
+        runner_of = sources.float_target()
+
+        def make(work: Path) -> None:
+            model = graphs.read(graph.path / _GRAPH)
+            names = [point.name for point in calib.place(model).points]
+            taps = [name for name in names if name != graphs.signature(model).input.name]
+            options = RunOptions(goal="throughput")
+            with runner_of.open_graph(graph.path / _GRAPH, taps, options) as runner:
+                calib.collect(
+                    runner, names, self.images, self.source.preprocess, self.reporter
+                ).save(work / _STATISTICS)
+
+        return self.stages.run(
+            "collect",
+            lambda: self.store.stage(
+                "collect",
+                {
+                    "graph": graph.digest,
+                    "images": self.provenance["images_sha256"],
+                    "preprocess": self.source.preprocess.to_json(),
+                    "version": runner_of.version(),
+                },
+                make,
+            ),
+        )
+
+    def calibrate(self, graph: Entry, statistics: Entry) -> Entry:
+        """The calibration table."""
+
+        def make(work: Path) -> None:
+            points = calib.place(graphs.read(graph.path / _GRAPH)).points
+            calib.calibrate(
+                calib.Statistics.load(statistics.path / _STATISTICS),
+                {point.name: point.nonnegative for point in points},
+                self.options.method,
+                self.provenance,
+            ).save(work / bundle.CALIBRATION)
+
+        return self.stages.run(
+            "calibrate",
+            lambda: self.store.stage(
+                "calibrate",
+                {
+                    "statistics": statistics.digest,
+                    "method": self.options.method,
+                    "provenance": self.provenance,
+                },
+                make,
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Made:
+    """The stages' results that a bundle is put together from; None where a target needs none."""
+
+    graph: Entry
+    table: Entry | None
+    quantized: Entry | None
+    engine: Entry
+    scores: Entry
+
+
+class Build(Calibration):
+    """A job that ends in a bundle."""
+
+    def __init__(self, options: BuildOptions, reporter: Reporter) -> None:
+        self.target: Target = sources.available(options.target)
+        self.dialect = inputs.dialect_of(self.target, options.cpu_isa)
+        super().__init__(options, reporter)
+        self.out = options.out or Path("bundles") / f"{self.source.name}-{options.target}"
+        self.key = digests.sha256_json(
+            {
+                **self.provenance,
+                "target": options.target,
+                "dialect": asdict(self.dialect) if self.dialect else None,
+                "method": options.method,
+                "probes": self.probes.digest(),
+                "backend": self.target.version(),
+                "tool": vggdeploy.__version__,
+            }
+        )
+        self.unchanged = bundle.holds(self.out, self.key, force=options.force)
+
+    def reference(self) -> Entry:
+        """The reference's scores for the probe images."""
+        return self.stages.run(
+            "reference", lambda: sources.scores(self.source, self.probes, self.store, self.reporter)
+        )
+
+    def quantize(self, graph: Entry, table: Entry, dialect: Dialect) -> Entry:
+        """The graph in 8 bits."""
+
+        def make(work: Path) -> None:
+            done = calib.quantize(
+                graph.path / _GRAPH,
+                calib.CalibrationTable.load(table.path / bundle.CALIBRATION),
+                dialect,
+                work / _GRAPH,
+            )
+            (work / _QUANTIZED).write_text(json.dumps(asdict(done)))
+
+        return self.stages.run(
+            "quantize",
+            lambda: self.store.stage(
+                "quantize",
+                {
+                    "graph": graph.digest,
+                    "table": table.digest,
+                    "dialect": asdict(dialect),
+                },
+                make,
+            ),
+        )
+
+    def compile(self, graph: Entry) -> Entry:
+        """The engine of a float or a quantized graph."""
+
+        def make(work: Path) -> None:
+            options = CompileOptions(self.source.network)
+            files = self.target.compile(graph.path / _GRAPH, options, work)
+            (work / _ENGINE_LIST).write_text(json.dumps([file.name for file in files]))
+
+        return self.stages.run(
+            "compile",
+            lambda: self.store.stage(
+                "compile",
+                {
+                    "graph": graph.digest,
+                    "target": self.target.name,
+                    "version": self.target.version(),
+                },
+                make,
+            ),
+        )
+
+    def left(self, quantized: Entry | None) -> list[list[str]]:
+        """(node, reason) of layers that quantization left in high precision."""
+        if quantized is None:
+            return []
+        said: list[list[str]] = json.loads((quantized.path / _QUANTIZED).read_text())["left"]
+        return said
+
+    def write(self, made: Made) -> Bundle:
+        """The bundle, unless the very same one is there already."""
+        with self.stages.timed("bundle") as record:
+            record["cached"] = self.unchanged
+            if self.unchanged:
+                return bundle.open_bundle(self.out)
+            return bundle.write(
+                self.out,
+                self._facts(made),
+                lambda work: self._fill(work, made),
+                replace=self.out.exists(),
+            )
+
+    def _facts(self, made: Made) -> dict[str, Any]:
+        """The manifest's own part."""
+        signature = graphs.signature(graphs.read(made.graph.path / _GRAPH))
+        return {
+            "target": self.target.name,
+            "precision": self.target.precision,
+            "model": self.source.facts(),
+            "input": _contract(signature.input),
+            "output": _contract(signature.output),
+            "preprocess": self.source.preprocess.to_json(),
+            "engine": json.loads((made.engine.path / _ENGINE_LIST).read_text()),
+            "calibration": made.table.digest if made.table else None,
+            "settings": {},
+            "build": {
+                "key": self.key,
+                "backend": self.target.version(),
+                "seed": self.options.seed,
+                "method": self.options.method if made.table else None,
+                "cpu_isa": self.options.cpu_isa if made.table else None,
+            },
+        }
+
+    def _fill(self, work: Path, made: Made) -> None:
+        """Put every file of the bundle but its manifest into `work`."""
+        for name in json.loads((made.engine.path / _ENGINE_LIST).read_text()):
+            shutil.copyfile(made.engine.path / name, work / name)
+        if made.quantized and made.table:
+            shutil.copyfile(made.quantized.path / _GRAPH, work / bundle.GRAPH)
+            shutil.copyfile(made.table.path / bundle.CALIBRATION, work / bundle.CALIBRATION)
+        bundle.Probes(
+            np.stack(list(self.probes.pixels(self.source.preprocess))),
+            np.load(made.scores.path / sources.SCORES, allow_pickle=False),
+            self.probes.labels(),
+        ).save(work / bundle.PROBES)
+        precision = self.target.precision
+        if self.source.network:
+            layers = budget.budget(self.source.network, precision).to_json()
+        else:
+            rows = graphs.layer_rows(graphs.read(made.graph.path / _GRAPH))
+            layers = budget.from_rows(self.source.name, rows, precision)
+        (work / bundle.LAYERS).write_text(json.dumps(layers, indent=1))
+
+
+def _contract(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

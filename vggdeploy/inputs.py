@@ -1,0 +1,119 @@
+"""What a job starts from: its options, and the network, the images and the dialect they name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vggdeploy import dataset, sources
+from vggdeploy.calib import methods
+from vggdeploy.contracts import CPU_WEIGHTS
+from vggdeploy.errors import ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    from vggdeploy.cache import Cache
+    from vggdeploy.contracts import Dialect, Target
+    from vggdeploy.dataset import Dataset
+    from vggdeploy.sources import Source
+
+CALIBRATION_IMAGES = 128
+"""How many images calibrate by default."""
+
+PROBES = 32
+"""Probe images in a bundle: 4.8 MB at most, seconds to verify on a small device."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build. None stands for a default that the weights decide.
+
+    Attributes:
+        target: a name in `targets.REGISTRY`.
+        weights: ``demo``, ``imagenet`` or a checkpoint.
+        model: a foreign FP32 ONNX graph, in place of weights.
+        arch: see `reference.locate`.
+        num_classes: see `reference.locate`.
+        preprocess: a preset or a TOML file.
+        calib_data: a folder of images, or ``demo``.
+        calib_images: how many to draw; `CALIBRATION_IMAGES`, or all of a smaller folder, when
+            None.
+        method: a key of `calib.METHODS`.
+        seed: draws the images.
+        cpu_isa: the CPU that OpenVINO INT8 is built for, a key of `contracts.CPU_WEIGHTS`.
+        out: where the bundle goes; ``bundles/<name>-<target>`` when None.
+        force: whether another bundle at `out` is replaced.
+    """
+
+    target: str = "ov-int8"
+    weights: str = "demo"
+    model: Path | None = None
+    arch: str | None = None
+    num_classes: int | None = None
+    preprocess: str | None = None
+    calib_data: str | None = None
+    calib_images: int | None = None
+    method: str = methods.DEFAULT
+    seed: int = 0
+    cpu_isa: str = "vnni"
+    out: Path | None = None
+    force: bool = False
+
+
+def dialect_of(target: Target, cpu_isa: str) -> Dialect | None:
+    """The target's dialect, with weights that suit the CPU it is for."""
+    if cpu_isa not in CPU_WEIGHTS:
+        raise ConfigError(
+            f"unknown CPU {cpu_isa!r}",
+            expected="one of " + ", ".join(CPU_WEIGHTS),
+            fix="choose one with --cpu-isa",
+        )
+    if target.dialect is None or target.dialect.name != "openvino":
+        return target.dialect
+    return replace(target.dialect, weight=CPU_WEIGHTS[cpu_isa])
+
+
+def resolve(options: BuildOptions) -> Source:
+    """The network that the options name.
+
+    Raises:
+        ConfigError: for flags that do not go together.
+        WeightsError, ModelError, MissingError: as `sources` has them.
+    """
+    if options.model is None:
+        return sources.from_weights(
+            options.weights,
+            arch=options.arch,
+            num_classes=options.num_classes,
+            preprocess=options.preprocess,
+        )
+    for flag, value in (("--arch", options.arch), ("--num-classes", options.num_classes)):
+        if value is not None:
+            raise ConfigError(
+                f"{flag} goes with --weights, not with --model",
+                got=value,
+                fix="drop it: a graph says by itself what it is",
+            )
+    return sources.from_onnx(options.model, options.preprocess)
+
+
+def choose_images(options: BuildOptions, source: Source, store: Cache) -> tuple[Dataset, Dataset]:
+    """Images to calibrate on, and probes that are not among them where the folder has more."""
+    ours = source.weights is not None and source.weights.demo
+    if options.calib_data is None and not ours:
+        raise DatasetError(
+            "there are no images to calibrate and to probe with",
+            expected="a folder of some hundred images like those the network will see",
+            fix="give --calib-data DIR",
+        )
+    if options.calib_data in (None, sources.DEMO):
+        everything = sources.demo_images("training", store)
+    else:
+        everything = dataset.scan(Path(str(options.calib_data)).expanduser())
+    count = options.calib_images
+    if count is None:
+        count = min(CALIBRATION_IMAGES, len(everything))
+    chosen = everything.choose(count, options.seed)
+    rest = everything.without(chosen)
+    pool = rest if len(rest) else chosen
+    return chosen, pool.choose(min(PROBES, len(pool)), options.seed)
