@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.metadata
 import json
 import shutil
 import time
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import vggdeploy
-from vggdeploy import budget, bundle, calib, digests, export, graphs, inputs, sources
+from vggdeploy import budget, bundle, calib, digests, export, graphs, inputs, machine, sources
 from vggdeploy import reference as references
 from vggdeploy.cache import Cache, Entry
 from vggdeploy.contracts import CompileOptions, RunOptions, TensorSpec
@@ -87,7 +86,9 @@ class Job:
                 module = references.load(self.source.weights)
                 export.export(module, self.source.weights.network, work)
 
-        versions = {name: _version(name) for name in ("torch", "onnx", "onnx-ir", "onnxscript")}
+        versions = {
+            name: machine.version(name) for name in ("torch", "onnx", "onnx-ir", "onnxscript")
+        }
         return self.stages.run(
             "export",
             lambda: self.store.stage(
@@ -319,10 +320,3 @@ class Build(Calibration):
 
 def _contract(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -3,14 +3,19 @@ standard error."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vggdeploy import config, console, errors, results
+
+if TYPE_CHECKING:
+    from vggdeploy.gates import Policy
+    from vggdeploy.inputs import BuildOptions
 
 app = typer.Typer(
     add_completion=False,
@@ -61,6 +66,22 @@ MaxP99 = Annotated[
 MinThroughput = Annotated[float | None, typer.Option(help="Least throughput, in images a second.")]
 MinUtilisation = Annotated[float | None, typer.Option(help="Least share of the measured peak.")]
 MaxEngineBytes = Annotated[float | None, typer.Option(help="Largest engine, in bytes.")]
+
+
+def _options(context: typer.Context) -> BuildOptions:
+    """The flags of a command that are options of a build."""
+    from vggdeploy.inputs import BuildOptions
+
+    names = [field.name for field in dataclasses.fields(BuildOptions)]
+    return BuildOptions(**{name: context.params[name] for name in names if name in context.params})
+
+
+def _bounds(context: typer.Context) -> Policy:
+    """The flags of a command that are bounds of a gate."""
+    from vggdeploy import gates
+
+    names = [field.name for field in dataclasses.fields(gates.Policy)]
+    return gates.policy({name: context.params[name] for name in names})
 
 
 @app.callback(invoke_without_command=True)
@@ -116,6 +137,7 @@ def budget(
 
 @app.command()
 def export(
+    context: typer.Context,
     weights: Weights = "demo",
     model: Model = None,
     arch: Arch = None,
@@ -129,24 +151,14 @@ def export(
     from vggdeploy import pipeline
 
     results.refuse_overwrite(json, force)
-    result = pipeline.export_graph(
-        pipeline.BuildOptions(
-            weights=weights,
-            model=model,
-            arch=arch,
-            num_classes=num_classes,
-            preprocess=preprocess,
-            out=out,
-            force=force,
-        ),
-        terminal,
-    )
+    result = pipeline.export_graph(_options(context), terminal)
     terminal.line(f"wrote {result['onnx']}", style="bold")
     results.write(result, json)
 
 
 @app.command()
 def calibrate(
+    context: typer.Context,
     weights: Weights = "demo",
     model: Model = None,
     arch: Arch = None,
@@ -164,28 +176,14 @@ def calibrate(
     from vggdeploy import pipeline
 
     results.refuse_overwrite(json, force)
-    result = pipeline.calibrate(
-        pipeline.BuildOptions(
-            weights=weights,
-            model=model,
-            arch=arch,
-            num_classes=num_classes,
-            preprocess=preprocess,
-            calib_data=calib_data,
-            calib_images=calib_images,
-            method=method,
-            seed=seed,
-            out=out,
-            force=force,
-        ),
-        terminal,
-    )
+    result = pipeline.calibrate(_options(context), terminal)
     terminal.line(f"wrote {result['table']}", style="bold")
     results.write(result, json)
 
 
 @app.command()
 def build(
+    context: typer.Context,
     target: Target = "ov-int8",
     weights: Weights = "demo",
     model: Model = None,
@@ -205,24 +203,7 @@ def build(
     from vggdeploy import pipeline
 
     results.refuse_overwrite(json, force)
-    result = pipeline.build(
-        pipeline.BuildOptions(
-            target,
-            weights,
-            model,
-            arch,
-            num_classes,
-            preprocess,
-            calib_data,
-            calib_images,
-            method,
-            seed,
-            cpu_isa,
-            out,
-            force,
-        ),
-        terminal,
-    )
+    result = pipeline.build(_options(context), terminal)
     console.show_build(terminal, result)
     results.write(result, json)
 
@@ -267,6 +248,7 @@ def bench(
 
 @app.command()
 def gate(
+    context: typer.Context,
     paths: Annotated[
         list[Path],
         typer.Argument(
@@ -290,23 +272,10 @@ def gate(
     json: Json = None,
 ) -> None:
     """Hold results against bounds: exit 0 if all are met, 1 if not or if that cannot be told."""
-    from vggdeploy import gates, pipeline
+    from vggdeploy import pipeline
 
     results.refuse_overwrite(json, force)
-    bounds = gates.policy(
-        {
-            "min_agreement": min_agreement,
-            "max_drop": max_drop,
-            "min_top1": min_top1,
-            "min_cosine": min_cosine,
-            "min_sqnr": min_sqnr,
-            "max_p50": max_p50,
-            "max_p99": max_p99,
-            "min_throughput": min_throughput,
-            "min_utilisation": min_utilisation,
-            "max_engine_bytes": max_engine_bytes,
-        }
-    )
+    bounds = _bounds(context)
     verdicts = pipeline.gate(
         paths, bounds, data=data, reference=reference, device=device, reporter=terminal
     )
@@ -317,6 +286,7 @@ def gate(
 
 @app.command()
 def run(
+    context: typer.Context,
     target: Target = "ov-int8",
     weights: Weights = "demo",
     model: Model = None,
@@ -347,39 +317,12 @@ def run(
     json: Json = None,
 ) -> None:
     """Build, verify, bench and gate in one."""
-    from vggdeploy import gates, pipeline
+    from vggdeploy import pipeline
 
     results.refuse_overwrite(json, force)
-    bounds = gates.policy(
-        {
-            "min_agreement": min_agreement,
-            "max_drop": max_drop,
-            "min_top1": min_top1,
-            "min_cosine": min_cosine,
-            "min_sqnr": min_sqnr,
-            "max_p50": max_p50,
-            "max_p99": max_p99,
-            "min_throughput": min_throughput,
-            "min_utilisation": min_utilisation,
-            "max_engine_bytes": max_engine_bytes,
-        }
-    )
+    bounds = _bounds(context)
     result, verdicts = pipeline.run(
-        pipeline.BuildOptions(
-            target,
-            weights,
-            model,
-            arch,
-            num_classes,
-            preprocess,
-            calib_data,
-            calib_images,
-            method,
-            seed,
-            cpu_isa,
-            out,
-            force,
-        ),
+        _options(context),
         bounds,
         data=data,
         device=device,

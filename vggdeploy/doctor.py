@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from typing import Any
 
-from vggdeploy import targets
+from vggdeploy import machine, targets
 from vggdeploy.cache import Cache
-from vggdeploy.machine import system
 
 _PACKAGES = {
     "torch": "export",
@@ -27,9 +25,10 @@ def doctor() -> dict[str, Any]:
     cache = Cache()
     return {
         "kind": "doctor",
-        "system": system(),
+        "system": machine.system(),
         "packages": {
-            name: {"version": _version(name), "extra": extra} for name, extra in _PACKAGES.items()
+            name: {"version": machine.version(name), "extra": extra}
+            for name, extra in _PACKAGES.items()
         },
         "targets": {name: _target(name) for name in targets.REGISTRY},
         "openvino_devices": _openvino_devices(),
@@ -61,10 +60,3 @@ def _openvino_devices() -> dict[str, Any]:
         }
         for device in core.available_devices
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

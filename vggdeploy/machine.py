@@ -38,7 +38,7 @@ def system() -> dict[str, Any]:
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "libraries": {name: version(name) for name in _LIBRARIES},
     }
 
 
@@ -71,8 +71,9 @@ def _memory() -> int | None:
         return None
 
 
-def _version(name: str) -> str | None:
+def version(package: str) -> str | None:
+    """The version of an installed package, by its name on the index; None when it is missing."""
     try:
-        return importlib.metadata.version(name)
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
