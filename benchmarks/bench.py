@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import budget, bundle
+from vggdeploy import budget
 from vggdeploy.benchmarks import harness, statistics
 from vggdeploy.benchmarks.harness import Effort
 from vggdeploy.contracts import RunOptions, Silent
@@ -87,7 +86,7 @@ def bench(
         with reporter.step("measuring throughput"):
             images_per_s = harness.throughput(runner, batches, effort, clock)
         requests = runner.depth
-    totals = json.loads((opened.path / bundle.LAYERS).read_text())["total"]
+    totals = opened.budget()["total"]
     summary = statistics.summarize(samples)
     judgement = budget.judge(
         options.batch * totals["macs"], totals["weight_bytes"], summary.p50, device

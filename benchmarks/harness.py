@@ -6,6 +6,7 @@ The clock is an argument, so that tests can measure exactly.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ import numpy as np
 from vggdeploy.budget import Device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -70,26 +71,16 @@ def throughput(
     while it was still full, so that neither filling nor draining is in it.
     """
     warm = max(WARMUP_QUERIES, runner.depth)
-    state = {"stop": False}
-
-    def supply() -> Iterator[Batch]:
-        turn = 0
-        while not state["stop"]:
-            yield batches[turn % len(batches)]
-            turn += 1
-
-    begin = 0.0
-    finished = 0
-    results = runner.infer_many(supply())
-    with contextlib.closing(results):
-        for _ in results:
-            finished += 1
+    begin = now = clock()
+    counted = 0
+    # Closing waits for what is still in flight.
+    with contextlib.closing(runner.infer_many(itertools.cycle(batches))) as results:
+        for finished, _ in enumerate(results, start=1):
             now = clock()
             if finished == warm:
                 begin = now
             counted = finished - warm
             if counted >= effort.queries and now - begin >= effort.seconds:
-                state["stop"] = True
                 break
     return counted * len(batches[0]) / (now - begin)
 

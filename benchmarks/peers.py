@@ -26,7 +26,7 @@ from vggdeploy import bundle, dataset, parity, results, targets
 from vggdeploy.console import Terminal
 from vggdeploy.contracts import GraphTarget, RunOptions
 from vggdeploy.demo import digits
-from vggdeploy.errors import missing_package
+from vggdeploy.errors import BundleError, missing_package
 from vggdeploy.machine import system
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def interleave(
     return samples
 
 
-def requantized_after_pool(layers: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of executed FakeQuantize nodes: on a VGG each would stand behind a pool or the input."""
+def fake_quantizes(layers: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of executed FakeQuantize nodes: a second quantize between a pool and its reader."""
     return [layer["name"] for layer in layers if layer["type"] in ("FakeQuantize", "Quantize")]
 
 
@@ -91,12 +91,20 @@ def main(
     calib_images: Annotated[int, typer.Option(help="How many calibrate NNCF.")] = 128,
     runs: Annotated[int, typer.Option(help="Queries of each engine.")] = 30,
     json: Annotated[str | None, typer.Option(help="Write the result as JSON.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
     """Compare a bundle with NNCF's default engine of the same graph."""
+    results.refuse_overwrite(json, force)
     terminal = Terminal()
     opened = bundle.open_bundle(path)
     target = targets.get(opened.target)
-    assert isinstance(target, GraphTarget)
+    if opened.target != "ov-int8" or not isinstance(target, GraphTarget):
+        raise BundleError(
+            f"{path} is no bundle to compare",
+            got=opened.target,
+            expected="ov-int8",
+            fix="build it with --target ov-int8",
+        )
     probes = opened.probes()
     inputs = opened.preprocess.arithmetic(probes.images)
     with contextlib.ExitStack() as stack:
@@ -126,7 +134,7 @@ def main(
     medians = [float(np.median(times)) for times in samples]
     closeness = [parity.parity(probes.reference, found) for found in scores]
     ratios = np.array(samples[0]) / np.array(samples[1])
-    requantized = requantized_after_pool(executed)
+    requantized = fake_quantizes(executed)
     terminal.table(
         ("engine", "median", "min", "SQNR", "agreement", "size"),
         [

@@ -232,8 +232,8 @@ def _append(
 def _constant(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
     import onnx_ir
 
-    if name in model.graph.initializers:
-        return model.graph.initializers[name]
+    while name in model.graph.initializers:  # a foreign graph may have a tensor of that name
+        name += "_"
     tensor = onnx_ir.tensor(array, name=name)
     value = onnx_ir.val(name, const_value=tensor)
     model.graph.register_initializer(value)

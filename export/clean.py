@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vggdeploy import graphs
 from vggdeploy.errors import ModelError, missing_package
+from vggdeploy.export.fold import fold_batchnorm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +19,7 @@ OLDEST_OPSET = 13
 
 def clean(model: ir.Model) -> ir.Model:
     """Remove what does nothing and what is not the network: exporter notes, identities, dropout,
-    1x1 average pools, unused nodes. The model is edited and returned."""
+    1x1 average pools, unused nodes, and BatchNorm, folded into its convolution. The model is edited and returned."""
     import onnx_ir.passes.common as passes
 
     for node in list(model.graph):
@@ -33,10 +34,11 @@ def clean(model: ir.Model) -> ir.Model:
         passes.RemoveInitializersFromInputsPass(),
         passes.LiftConstantsToInitializersPass(),
         passes.IdentityEliminationPass(),
-        passes.RemoveUnusedNodesPass(),
-        passes.ClearMetadataAndDocStringPass(),
     ):
         step(model)
+    fold_batchnorm(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
     # Notes on values and on the model itself, which that pass leaves: where the code lay, above
     # all, which is nobody's business and would make the same graph differ from machine to machine.
     values = [*model.graph.inputs, *model.graph.initializers.values()]

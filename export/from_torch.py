@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from vggdeploy.errors import missing_package
 from vggdeploy.export.clean import check, clean
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import torch
@@ -18,6 +20,20 @@ if TYPE_CHECKING:
     from vggdeploy.topology import Network
 
 INPUT, OUTPUT = "image", "logits"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on packages that this network does not need."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def export(module: torch.nn.Module, network: Network, out_dir: Path) -> Path:
@@ -40,9 +56,7 @@ def export(module: torch.nn.Module, network: Network, out_dir: Path) -> Path:
     reference.fold_batchnorm(module)
     # Two images, since a batch of one would be taken for a constant.
     example = torch.zeros(2, *network.input)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with _quiet():
         program = torch.onnx.export(
             module,
             (example,),

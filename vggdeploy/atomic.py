@@ -29,6 +29,7 @@ _PARTIAL, _OLD = ".partial", ".old"
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_LOCKLESS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _ATTEMPTS = 16
 """Renames to try when other processes keep replacing the same folder."""
 
@@ -114,10 +115,9 @@ def write_text(path: Path, text: str) -> None:
         work = _beside(path, _PARTIAL)
         try:
             with work.open("x", encoding="utf-8") as file:
-                _flock(file.fileno(), wait=False)
+                _flock(file.fileno(), wait=True)
                 file.write(text)
-                file.flush()
-                work.replace(path)
+            work.replace(path)
         finally:
             work.unlink(missing_ok=True)
 
@@ -207,15 +207,23 @@ def _lock(place: Path) -> int | None:
 
 
 def _flock(handle: int, *, wait: bool) -> bool:
-    """Lock an open file or folder; whether that worked."""
+    """Lock an open file or folder; whether it is ours now.
+
+    Where a file system has no such locks (NFS may not, for folders), a writer goes on without and
+    nothing of others is cleared away.
+    """
     if not _LOCKS:
-        return True
+        return wait
     import fcntl
 
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _LOCKLESS:
+            raise
+        return wait
     return True
 
 

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import vggdeploy
-from vggdeploy import budget, bundle, calib, digests, export, graphs, inputs, machine, sources
+from vggdeploy import budget, bundle, cache, calib, digests, export, graphs, inputs, sources
 from vggdeploy import reference as references
 from vggdeploy.cache import Cache, Entry
 from vggdeploy.contracts import CompileOptions, RunOptions, TensorSpec
@@ -86,14 +85,9 @@ class Job:
                 module = references.load(self.source.weights)
                 export.export(module, self.source.weights.network, work)
 
-        versions = {
-            name: machine.version(name) for name in ("torch", "onnx", "onnx-ir", "onnxscript")
-        }
         return self.stages.run(
             "export",
-            lambda: self.store.stage(
-                "export", {"source": self.source.identity(), "versions": versions}, make
-            ),
+            lambda: self.store.stage("export", {"source": self.source.identity()}, make),
         )
 
 
@@ -139,7 +133,6 @@ class Calibration(Job):
                     "graph": graph.digest,
                     "images": self.provenance["images_sha256"],
                     "preprocess": self.source.preprocess.to_json(),
-                    "version": runner_of.version(),
                 },
                 make,
             ),
@@ -187,18 +180,22 @@ class Build(Calibration):
 
     def __init__(self, options: BuildOptions, reporter: Reporter) -> None:
         self.target: Target = sources.available(options.target)
-        self.dialect = inputs.dialect_of(self.target, options.cpu_isa)
+        self.dialect = self.target.dialect_for(options.cpu_isa)
         super().__init__(options, reporter)
         self.out = options.out or Path("bundles") / f"{self.source.name}-{options.target}"
+        calibration = {
+            **self.provenance,
+            "dialect": asdict(self.dialect) if self.dialect else None,
+            "method": options.method,
+        }
         self.key = digests.sha256_json(
             {
-                **self.provenance,
+                "source": self.source.identity(),
+                "preprocess": self.source.preprocess.to_json(),
+                "calibration": calibration if self.dialect else None,
                 "target": options.target,
-                "dialect": asdict(self.dialect) if self.dialect else None,
-                "method": options.method,
                 "probes": self.probes.digest(),
-                "backend": self.target.version(),
-                "tool": vggdeploy.__version__,
+                "environment": cache.environment(),
             }
         )
         self.unchanged = bundle.holds(self.out, self.key, force=options.force)
@@ -249,7 +246,6 @@ class Build(Calibration):
                 {
                     "graph": graph.digest,
                     "target": self.target.name,
-                    "version": self.target.version(),
                 },
                 make,
             ),

@@ -119,10 +119,10 @@ class Bundle:
         """The probe images and the reference's outputs."""
         return Probes.load(self.path / PROBES)
 
-    def layers(self) -> list[dict[str, Any]]:
-        """The budget's rows; empty for a network that was not built here."""
-        rows: list[dict[str, Any]] = json.loads((self.path / LAYERS).read_text())["layers"]
-        return rows
+    def budget(self) -> dict[str, Any]:
+        """The network's budget, in the form of `budget.Budget.to_json`."""
+        said: dict[str, Any] = json.loads((self.path / LAYERS).read_text(encoding="utf-8"))
+        return said
 
 
 _REQUIRED = (

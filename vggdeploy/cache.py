@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import atomic, digests
+from vggdeploy import atomic, digests, machine
 from vggdeploy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Cache:
     def stage(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Entry:
         """The files of stage `name` for `inputs`, made by `make(folder)` unless they are there.
 
-        This package's own code is among what a result depends on.
+        This package's own code and the libraries it stands on are among what a result depends on.
 
         Args:
             name: the stage; a folder of that name holds its entries.
@@ -71,7 +71,9 @@ class Cache:
             make: writes files into the folder it is given.
         """
         final = (
-            self.root / name / digests.sha256_json({"stage": name, "code": _code(), **inputs})[:32]
+            self.root
+            / name
+            / digests.sha256_json({"stage": name, "environment": environment(), **inputs})[:32]
         )
         files = _checked(final)
         if files is not None:
@@ -115,14 +117,15 @@ class Cache:
 
 
 @functools.cache
-def _code() -> str:
-    """One digest over the source of every part of this package that makes something."""
-    found = []
+def environment() -> str:
+    """One digest over this package's source and the versions of the libraries it stands on."""
+    found: list[tuple[str, str, str | None]] = []
     for part in _MAKERS:
         spec = importlib.util.find_spec(part)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             for file in sorted(Path(folder).glob("*.py")):
                 found.append((part, file.name, digests.sha256_file(file)))
+    found += [("library", name, machine.version(name)) for name in machine.LIBRARIES]
     return digests.sha256_json(found)
 
 

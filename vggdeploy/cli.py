@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import traceback
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +17,9 @@ from vggdeploy import config, console, errors, results
 if TYPE_CHECKING:
     from vggdeploy.gates import Policy
     from vggdeploy.inputs import BuildOptions
+
+_INTERRUPTED = 130
+"""What a shell gives a program that Ctrl-C ended, and typer too."""
 
 app = typer.Typer(
     add_completion=False,
@@ -351,28 +355,28 @@ def main(arguments: list[str] | None = None) -> int:
     # Images over Pillow's limit are refused with an error of ours; no need to warn as well.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     try:
-        code: Any = app([word for word in given if word != "--debug"], standalone_mode=False)
-        return int(code or errors.EXIT_OK)
+        code = int(app([word for word in given if word != "--debug"], standalone_mode=False) or 0)
     except errors.VggdeployError as error:
         if debug:
-            raise
+            traceback.print_exc()
         terminal.line(f"error: {error}", style="red")
         return error.exit_code
-    except KeyboardInterrupt:
-        terminal.line("interrupted: nothing half-written was left")
-        return 130
-    except Exception as error:  # a bug of ours: one line for the user, the traceback on request
-        if debug:
-            raise
+    except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own usage errors
             error.show()
             return int(error.exit_code)
+        if debug:
+            traceback.print_exc()
+        # A bug of ours: one line for the user, the traceback on request.
         terminal.line(
             f"error: {type(error).__name__}: {error} -- this is a bug: run again with --debug and "
             "report the traceback",
             style="red",
         )
         return errors.EXIT_INPUT
+    if code == _INTERRUPTED:
+        terminal.line("interrupted: nothing half-written was left")
+    return code
 
 
 def entry() -> None:

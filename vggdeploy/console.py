@@ -298,7 +298,8 @@ def show_bench(terminal: Terminal, result: Mapping[str, Any]) -> None:
                 "utilisation",
                 f"{budget['utilisation']:.1%}"
                 + (
-                    " (over 100%: the engine uses fewer multiplications than the network has)"
+                    " (over 100%: fewer multiplications than the network has, as Winograd's way, "
+                    "or the probes fell short)"
                     if budget["utilisation"] > 1
                     else ""
                 ),

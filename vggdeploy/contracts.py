@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from vggdeploy.errors import RunnerError
+from vggdeploy.errors import ConfigError, RunnerError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -101,6 +101,8 @@ Inference and Training", 2018)."""
 
 CPU_WEIGHTS: dict[str, IntegerType] = {"vnni": INT8_NARROW, "avx2": INT7}
 """What ``--cpu-isa`` takes: the CPU that an OpenVINO INT8 target is built for."""
+
+DEFAULT_CPU = "vnni"
 
 DIALECTS: dict[str, Dialect] = {
     # After ReLU unsigned: 255 levels in place of 127, one bit for nothing.
@@ -298,6 +300,20 @@ class Target(ABC):
     @abstractmethod
     def version(self) -> str:
         """Name and version of the backend, part of what a compiled engine depends on."""
+
+    def dialect_for(self, cpu_isa: str) -> Dialect | None:
+        """The dialect for a CPU of the kind `cpu_isa`.
+
+        Raises:
+            ConfigError: for an unknown kind, or where the kind of CPU makes no difference.
+        """
+        if cpu_isa != DEFAULT_CPU:
+            raise ConfigError(
+                f"--cpu-isa {cpu_isa} makes no difference to {self.name}",
+                expected="an OpenVINO INT8 target",
+                fix="drop it, or build ov-int8",
+            )
+        return self.dialect
 
     @abstractmethod
     def compile(self, onnx: Path, options: CompileOptions, out_dir: Path) -> tuple[Path, ...]:

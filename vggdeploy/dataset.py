@@ -109,7 +109,7 @@ class Dataset:
         total = hashlib.sha256()
         for sample, content in zip(self.samples, parallel(_content, self.samples), strict=True):
             name = sample.path.relative_to(self.root).as_posix()
-            total.update(f"{name}\0{content}\n".encode())
+            total.update(f"{name}\0{content}\n".encode("utf-8", "surrogateescape"))
         return total.hexdigest()
 
     def pixels(self, preprocess: Preprocess) -> Iterator[NDArray[np.uint8]]:
@@ -157,6 +157,15 @@ def scan(root: Path) -> Dataset:
             classes = class_indices([folder.name for folder in folders])
             for folder in folders:
                 paths, others = _images(folder, recurse=True)
+                # An empty folder is a class that happens to have no images here; one with other
+                # files is no class, and would shift the labels of those behind it.
+                if others and not paths:
+                    raise DatasetError(
+                        f"class folder {folder} holds no image",
+                        got=f"{others} other files",
+                        expected="images alone in class folders, whose order makes the labels",
+                        fix="remove the folder",
+                    )
                 ignored += others
                 found += [Sample(path, classes[folder.name]) for path in paths]
     except OSError as error:

@@ -98,6 +98,9 @@ _FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """For each bound, the kind of result that has its figure, and where."""
 
+_P99_SAMPLES = 100
+"""With fewer, the 99th percentile is the largest sample and nothing more."""
+
 _SPEED = ("max_p50", "max_p99", "min_throughput", "min_utilisation")
 
 
@@ -210,9 +213,16 @@ def _criterion(name: str, bound: float, by_kind: Mapping[str, Result], unstable:
             expected="a number",
             fix="run the command again",
         )
+    if kind == "verify" and (note := _look(holder, "note")):
+        # What was asked to be judged was not.
+        return Criterion(name, bound, value, "inconclusive", str(note))
+    samples = len(_look(holder, "samples_s")) if name == "max_p99" else _P99_SAMPLES
     met = value >= bound if name.startswith("min_") else value <= bound
     if met and unstable and name in _SPEED:
         return Criterion(name, bound, value, "inconclusive", "the measurement was unstable")
+    if met and samples < _P99_SAMPLES:
+        few = f"{samples} samples do not show a 99th percentile: measure longer with --seconds"
+        return Criterion(name, bound, value, "inconclusive", few)
     return Criterion(name, bound, value, "pass" if met else "fail")
 
 

@@ -1,19 +1,19 @@
-"""What a job starts from: its options, and the network, the images and the dialect they name."""
+"""What a job starts from: its options, and the network and the images that they name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vggdeploy import dataset, sources
+from vggdeploy import preprocess as preprocessing
 from vggdeploy.calib import methods
-from vggdeploy.contracts import CPU_WEIGHTS
+from vggdeploy.contracts import DEFAULT_CPU
 from vggdeploy.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from vggdeploy.cache import Cache
-    from vggdeploy.contracts import Dialect, Target
     from vggdeploy.dataset import Dataset
     from vggdeploy.sources import Source
 
@@ -36,8 +36,8 @@ class BuildOptions:
         num_classes: see `reference.locate`.
         preprocess: a preset or a TOML file.
         calib_data: a folder of images, or ``demo``.
-        calib_images: how many to draw; `CALIBRATION_IMAGES`, or all of a smaller folder, when
-            None.
+        calib_images: how many to draw; when None, `CALIBRATION_IMAGES`, or fewer of a small
+            folder, so that some are left for probes.
         method: a key of `calib.METHODS`.
         seed: draws the images.
         cpu_isa: the CPU that OpenVINO INT8 is built for, a key of `contracts.CPU_WEIGHTS`.
@@ -55,22 +55,9 @@ class BuildOptions:
     calib_images: int | None = None
     method: str = methods.DEFAULT
     seed: int = 0
-    cpu_isa: str = "vnni"
+    cpu_isa: str = DEFAULT_CPU
     out: Path | None = None
     force: bool = False
-
-
-def dialect_of(target: Target, cpu_isa: str) -> Dialect | None:
-    """The target's dialect, with weights that suit the CPU it is for."""
-    if cpu_isa not in CPU_WEIGHTS:
-        raise ConfigError(
-            f"unknown CPU {cpu_isa!r}",
-            expected="one of " + ", ".join(CPU_WEIGHTS),
-            fix="choose one with --cpu-isa",
-        )
-    if target.dialect is None or target.dialect.name != "openvino":
-        return target.dialect
-    return replace(target.dialect, weight=CPU_WEIGHTS[cpu_isa])
 
 
 def resolve(options: BuildOptions) -> Source:
@@ -94,11 +81,19 @@ def resolve(options: BuildOptions) -> Source:
                 got=value,
                 fix="drop it: a graph says by itself what it is",
             )
-    return sources.from_onnx(options.model, options.preprocess)
+    recipe = preprocessing.load(options.preprocess or "imagenet")
+    return sources.from_onnx(options.model, recipe)
 
 
 def choose_images(options: BuildOptions, source: Source, store: Cache) -> tuple[Dataset, Dataset]:
-    """Images to calibrate on, and probes that are not among them where the folder has more."""
+    """Images to calibrate on, and probes.
+
+    Probes are not among the calibration images unless so many of these are asked for that nothing
+    is left; the demo's are digits that its network was not trained on either.
+
+    Raises:
+        DatasetError: when there is no folder, or it has fewer images than asked for.
+    """
     ours = source.weights is not None and source.weights.demo
     if options.calib_data is None and not ours:
         raise DatasetError(
@@ -108,12 +103,17 @@ def choose_images(options: BuildOptions, source: Source, store: Cache) -> tuple[
         )
     if options.calib_data in (None, sources.DEMO):
         everything = sources.demo_images("training", store)
+        spare = sources.demo_images("heldout", store)
     else:
         everything = dataset.scan(Path(str(options.calib_data)).expanduser())
+        spare = everything
     count = options.calib_images
     if count is None:
-        count = min(CALIBRATION_IMAGES, len(everything))
+        # A small folder is shared: at least half of it calibrates, and up to PROBES are kept.
+        half = (len(everything) + 1) // 2
+        count = min(CALIBRATION_IMAGES, max(half, len(everything) - PROBES))
     chosen = everything.choose(count, options.seed)
-    rest = everything.without(chosen)
-    pool = rest if len(rest) else chosen
+    pool = spare.without(chosen)
+    if not len(pool):
+        pool = chosen
     return chosen, pool.choose(min(PROBES, len(pool)), options.seed)

@@ -8,7 +8,12 @@ import platform
 from pathlib import Path
 from typing import Any
 
-_LIBRARIES = ("vggdeploy", "numpy", "openvino", "torch", "onnx")
+LIBRARIES = (
+    "vggdeploy", "numpy", "pillow", "openvino", "torch", "onnx", "onnx-ir", "onnxscript",
+    "safetensors", "scikit-learn",
+)  # fmt: skip
+"""What results depend on besides the machine."""
+
 _ISA = (
     "avx2",
     "avx512f",
@@ -38,7 +43,7 @@ def system() -> dict[str, Any]:
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "libraries": {name: version(name) for name in _LIBRARIES},
+        "libraries": {name: version(name) for name in LIBRARIES},
     }
 
 
@@ -49,19 +54,30 @@ def saturates() -> bool:
     return x86 and bool(flags) and not any("vnni" in flag or "amx_int8" in flag for flag in flags)
 
 
-def _cpu() -> tuple[str | None, frozenset[str]]:
+def _cpu() -> tuple[str, frozenset[str]]:
     """Model name and flags, from Linux's /proc/cpuinfo; what Python knows elsewhere."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return platform.processor() or None, frozenset()
+        return platform.processor() or platform.machine(), frozenset()
     fields: dict[str, str] = {}
     for line in text.splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
-    name = fields.get("model name") or fields.get("Model") or platform.processor() or None
+    # On Arm the name of the CPU is missing, and boards say theirs.
+    name = fields.get("model name") or fields.get("Model") or _board() or platform.processor()
     # Arm calls its flags features, and instruction sets are named there as here.
-    return name, frozenset((fields.get("flags") or fields.get("Features") or "").split())
+    return name or platform.machine(), frozenset(
+        (fields.get("flags") or fields.get("Features") or "").split()
+    )
+
+
+def _board() -> str:
+    try:
+        text = Path("/proc/device-tree/model").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return text.strip("\0\n ")
 
 
 def _memory() -> int | None:

@@ -107,7 +107,8 @@ def accuracy(reference: Scores, outputs: Scores, labels: NDArray[np.int64]) -> A
         top1=float(right.mean()),
         top5=float((best5 == labels[:, None]).any(1).mean()),
         reference_top1=float(reference_right.mean()),
-        drop=float(reference_right.mean() - right.mean()),
+        # From the counts, so that two of 400 are 0.005 and not a hair more.
+        drop=(int(reference_right.sum()) - int(right.sum())) / len(labels),
         ci95=wilson(int(right.sum()), len(labels)),
         mcnemar_p=mcnemar(
             int((right & ~reference_right).sum()), int((~right & reference_right).sum())

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from vggdeploy.contracts import Reporter
     from vggdeploy.gates import Policy, Verdicts
 
+_EXPORTED = {"model.onnx", "model.onnx.data"}
+"""What is in the folder of an export."""
+
 __all__ = ["BuildOptions", "bench", "build", "calibrate", "export_graph", "gate", "run"]
 
 
@@ -65,9 +68,14 @@ def export_graph(options: BuildOptions, reporter: Reporter | None = None) -> dic
     job = building.Job(options, reporter or Silent())
     out = options.out or Path(f"{job.source.name}.onnx")
     _refuse(out, options.force)
+    if out.exists() and not (out.is_dir() and {file.name for file in out.iterdir()} <= _EXPORTED):
+        raise ConfigError(
+            f"{out} is not what an export leaves, and is not replaced",
+            fix="choose another place with --out",
+        )
     graph = job.export()
     with atomic.folder(out, replace=out.exists()) as work:
-        for name in ("model.onnx", "model.onnx.data"):
+        for name in sorted(_EXPORTED):
             shutil.copyfile(graph.path / name, work / name)
     return {
         "kind": "export",

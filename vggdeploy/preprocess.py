@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from vggdeploy.errors import ConfigError
+from vggdeploy.errors import ConfigError, DatasetError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _LARGEST = 1e9
 """Far beyond any mean or scale, and small enough that float32 holds every product of two."""
+
+LARGEST_RESIZED = 1 << 24
+"""Pixels of a resized image: a strip of 256 by 65,536."""
 
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -55,7 +58,11 @@ class Preprocess:
     layout: Literal["nchw", "nhwc"] = "nchw"
 
     def geometry(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize and crop an RGB image: uint8 ``[H, W, 3]``, channels still RGB."""
+        """Resize and crop an RGB image: uint8 ``[H, W, 3]``, channels still RGB.
+
+        Raises:
+            DatasetError: for an image so thin that resizing its shortest side would fill memory.
+        """
         height, width = self.size
         method = _INTERPOLATIONS[self.interpolation]
         if self.resize == "stretch":
@@ -64,6 +71,13 @@ class Preprocess:
             # torchvision's Resize(int): the longer side is truncated, not rounded.
             short, to = min(image.size), self.resize_to
             scaled = tuple(to if side == short else int(to * side / short) for side in image.size)
+            if scaled[0] * scaled[1] > LARGEST_RESIZED:
+                raise DatasetError(
+                    f"an image of {image.width}x{image.height} pixels is too thin",
+                    got=f"{scaled[0]}x{scaled[1]} once resized",
+                    expected=f"{LARGEST_RESIZED:,} pixels at most",
+                    fix='remove it, or preprocess with resize = "stretch"',
+                )
             image = image.resize((scaled[0], scaled[1]), method)
             left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
             image = image.crop((left, top, left + width, top + height))

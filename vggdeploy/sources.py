@@ -117,27 +117,26 @@ def from_weights(
     return Source(found, None, found.sha256, made)
 
 
-def from_onnx(model: Path, preprocess: str | None = None) -> Source:
-    """A source from ``--model``.
+def from_onnx(model: Path, preprocess: Preprocess) -> Source:
+    """A source from ``--model``, whose images go through `preprocess`.
 
     Raises:
         ModelError: when the file is no image classifier.
         ConfigError: when the preprocessing does not fit its input.
     """
     path = model.expanduser().resolve()
-    made = preprocessing.load(preprocess or "imagenet")
     found = graphs.read(path)
     signature = graphs.signature(found)
-    if signature.input.shape[1:] != made.input_shape:
+    if signature.input.shape[1:] != preprocess.input_shape:
         raise ConfigError(
             f"the preprocessing does not fit {path.name}",
-            got=f"images {list(made.input_shape)} ({made.layout})",
+            got=f"images {list(preprocess.input_shape)} ({preprocess.layout})",
             expected=str(list(signature.input.shape[1:])),
             fix="give --preprocess a TOML file with the network's size and layout",
         )
     files = [path, *graphs.data_files(path, found)]
     sha256 = digests.sha256_json([digests.sha256_file(file) for file in files])
-    return Source(None, path, sha256, made)
+    return Source(None, path, sha256, preprocess)
 
 
 def from_manifest(manifest: Mapping[str, Any]) -> Source:
@@ -149,8 +148,7 @@ def from_manifest(manifest: Mapping[str, Any]) -> Source:
     said = manifest["model"]
     made = preprocessing.from_mapping(manifest["preprocess"], where="manifest")
     if "onnx" in said:
-        found = from_onnx(Path(said["onnx"]))
-        source = Source(None, found.model, found.sha256, made)
+        source = from_onnx(Path(said["onnx"]), made)
     else:
         weights = references.locate(
             said["weights"],

@@ -252,3 +252,27 @@ def test_input_that_is_no_image_is_refused(save: Save, out: Path, dims: list[Any
 
     with pytest.raises(ModelError, match="image"):
         adopt(save(edit), out)
+
+
+def test_batchnorm_is_folded_into_its_convolution(save: Save, out: Path) -> None:
+    rng = np.random.default_rng(5)
+
+    def edit(model: Any) -> None:
+        graph = model.graph
+        for name, low in (("scale", 0.5), ("shift", -1), ("mean", -1), ("variance", 0.5)):
+            values = rng.uniform(low, 2, 16).astype(np.float32)
+            graph.initializer.append(onnx.numpy_helper.from_array(values, f"bn.{name}"))
+        place = next(i for i, node in enumerate(graph.node) if node.output[0] == "c2")
+        graph.node[place].output[0] = "c2.conv"
+        inputs = ["c2.conv", "bn.scale", "bn.shift", "bn.mean", "bn.variance"]
+        graph.node.insert(
+            place + 1, onnx.helper.make_node("BatchNormalization", inputs, ["c2"], epsilon=1e-3)
+        )
+
+    source = save(edit)
+    adopted = adopt(source, out)
+    kinds = [node.op_type for node in onnx.load(adopted, load_external_data=False).graph.node]
+    assert "BatchNormalization" not in kinds
+    # float32 rounds once more where the product of weight and factor is stored: 2^-24 a weight,
+    # and a few dozen of these a score.
+    np.testing.assert_allclose(run(adopted), run(source), rtol=1e-4, atol=1e-5)

@@ -63,7 +63,7 @@ def test_what_is_written_is_read(path):
     assert opened.preprocess == preprocess.PRESETS["imagenet"]
     assert opened.engine == (path / "model.xml", path / "model.bin")
     assert opened.engine_bytes == 6 + 256
-    assert opened.layers() == [{"name": "features.0"}]
+    assert opened.budget()["layers"] == [{"name": "features.0"}]
     assert sorted(opened.manifest["files"]) == FILES
     probes = opened.probes()
     for name in ("images", "reference", "labels"):

@@ -175,9 +175,22 @@ def test_missing_device_is_exit_3(capsys: Capture, tiny_bundle: Path) -> None:
     assert "NPU" in line
 
 
-def test_debug_raises(flags: list[str]) -> None:
-    with pytest.raises(errors.ConfigError):
-        main(["build", *flags, "--target", "ov-int5", "--debug"])
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(
+    capsys: Capture, flags: list[str]
+) -> None:
+    assert main(["build", *flags, "--target", "ov-int5", "--debug"]) == errors.EXIT_INPUT
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "error: unknown target 'ov-int5'" in err
+
+
+def test_ctrl_c_ends_in_130_and_says_so(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vggdeploy.doctor.doctor", interrupted)
+    assert main(["doctor"]) == 130
+    assert "interrupted: nothing half-written was left" in capsys.readouterr().err
 
 
 def test_a_bug_of_ours_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,8 +203,8 @@ def test_a_bug_of_ours_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPa
     assert "ZeroDivisionError: oh no" in err
     assert "--debug" in err
     assert "Traceback" not in err
-    with pytest.raises(ZeroDivisionError):
-        main(["doctor", "--debug"])
+    assert main(["doctor", "--debug"]) != 0
+    assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["doctor", "budget", "export", "calibrate", "build", "run"])
@@ -271,3 +284,19 @@ def test_gate_settings_are_runs_bounds_too(
     assert main(["run", *flags, "--out", "b", "--seconds", "0.05", "--json", "-"]) == 1
     (criterion,) = json.loads(capsys.readouterr().out)["gate"]["criteria"]
     assert (criterion["name"], criterion["bound"]) == ("max_engine_bytes", 11)
+
+
+def test_export_replaces_an_export_alone(capsys: Capture, elsewhere: Path, tiny: Any) -> None:
+    weights = ["--weights", tiny().weights, "--preprocess", tiny().preprocess]
+    assert main(["export", *weights, "--out", "graph"]) == 0
+    assert main(["export", *weights, "--out", "graph", "--force"]) == 0
+    (elsewhere / "graph" / "thesis.txt").write_text("mine")
+    capsys.readouterr()
+    assert "is not replaced" in refused(capsys, "export", *weights, "--out", "graph", "--force")
+    assert (elsewhere / "graph" / "thesis.txt").read_text() == "mine"
+
+
+def test_cpu_isa_is_for_int8(capsys: Capture, elsewhere: Path) -> None:
+    line = refused(capsys, "build", "--target", "ov-fp32", "--cpu-isa", "avx2")
+    assert "makes no difference to ov-fp32" in line
+    assert "vnni, avx2" in refused(capsys, "build", "--cpu-isa", "sse9")

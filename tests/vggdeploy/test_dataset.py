@@ -204,3 +204,21 @@ def test_parallel_left_early_does_no_more_work():
     next(results)
     results.close()
     assert len(started) <= 5
+
+
+def test_a_class_folder_of_other_files_is_named(tmp_path):
+    Image.new("RGB", (4, 4)).save(folder(tmp_path / "b") / "x.png")
+    (folder(tmp_path / "a") / "notes.txt").write_text("no image")
+    with pytest.raises(DatasetError, match=r"class folder .*a holds no image"):
+        dataset.scan(tmp_path)
+
+
+def test_a_thin_image_does_not_fill_memory(tmp_path):
+    Image.new("L", (1, 1_000_000)).save(tmp_path / "thin.png")
+    with pytest.raises(DatasetError, match="too thin"):
+        list(dataset.scan(tmp_path).pixels(preprocess.PRESETS["imagenet"]))
+
+
+def folder(path):
+    path.mkdir()
+    return path

@@ -17,6 +17,7 @@ VERIFY = {
     "digest": "d" * 64,
     "engine_bytes": 1000,
     "execution": "native",
+    "note": "",
     "parity": {"top1_agreement": 0.98, "cosine_min": 0.97, "sqnr_db": 25.0},
     "accuracy": {"top1": 0.71, "drop": 0.004},
 }
@@ -25,6 +26,7 @@ BENCH = {
     "digest": "d" * 64,
     "engine_bytes": 1000,
     "unstable_because": [],
+    "samples_s": [0.040] * 100,
     "latency_s": {"p50": 0.040, "p99": 0.050},
     "throughput_ips": 25.0,
     "budget": {"utilisation": 0.8},
@@ -220,3 +222,16 @@ def test_the_json_form_is_json():
         "verdict": "pass",
         "note": "",
     }
+
+
+def test_what_was_not_judged_does_not_pass():
+    found = gates.judge([changed(VERIFY, note="the probes were judged")], Policy(min_agreement=0.9))
+    assert found.verdict == "inconclusive"
+    assert found.criteria[0].note == "the probes were judged"
+
+
+def test_a_99th_percentile_takes_100_samples():
+    short = changed(BENCH, samples_s=[0.040] * 99)
+    assert gates.judge([short], Policy(max_p99=0.06)).verdict == "inconclusive"
+    assert gates.judge([short], Policy(max_p99=0.04)).verdict == "fail"
+    assert gates.judge([short], Policy(max_p50=0.06)).verdict == "pass"

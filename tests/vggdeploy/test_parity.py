@@ -181,3 +181,13 @@ def test_ties_go_to_the_lower_class_everywhere():
     assert (first.top1, first.top5) == (1, 1)
     assert (fifth.top1, fifth.top5) == (0, 1)
     assert (sixth.top1, sixth.top5) == (0, 0)
+
+
+@pytest.mark.parametrize("right", range(380, 401))
+def test_two_of_400_are_half_a_point(right):
+    labels = np.zeros(400, np.int64)
+    scores = np.zeros((400, 10), np.float32)
+    reference, outputs = scores.copy(), scores.copy()
+    reference[np.arange(400), np.where(np.arange(400) < right, 0, 1)] = 1
+    outputs[np.arange(400), np.where(np.arange(400) < right - 2, 0, 1)] = 1
+    assert parity.accuracy(reference, outputs, labels).drop == 0.005

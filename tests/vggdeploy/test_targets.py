@@ -209,11 +209,13 @@ def test_an_error_inside_closes_it(opened: Callable[..., Any], images: np.ndarra
 
 def test_probes_have_work_and_run(built: Bundle) -> None:
     try:
-        probes = targets.get(built.target).probes(RunOptions())
+        probes = targets.get(built.target).probes(RunOptions(batch=4))
     except MissingError as error:
         pytest.skip(str(error))
     assert any(probe.macs for probe in probes)
     assert any(probe.bytes for probe in probes)
+    # MACs and bytes are those of one image, so one image is what is run.
+    assert all(probe.runner.input.shape[0] == 1 for probe in probes)
     for probe in probes[:1]:
         with probe.runner as runner:
             shape = [side or 1 for side in runner.input.shape]
@@ -252,5 +254,5 @@ def test_int8_engine_runs_in_8_bits_with_no_quantize_between(slim_bundle: Path) 
 
 def test_int8_engine_is_the_size_of_its_weights(slim_bundle: Path) -> None:
     opened = bundle.open_bundle(slim_bundle)
-    weights = sum(layer["weight_bytes"] for layer in opened.layers())
+    weights = sum(layer["weight_bytes"] for layer in opened.budget()["layers"])
     assert opened.engine_bytes < 1.15 * weights

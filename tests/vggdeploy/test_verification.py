@@ -169,3 +169,26 @@ def test_float_target_is_nearly_exact(tiny: Callable[..., Any], tmp_path: Path) 
     assert result["parity"]["sqnr_db"] > 90
     assert result["parity"]["top1_agreement"] == 1
     assert np.isfinite(result["parity"]["kl_mean"])
+
+
+def test_foreign_graph_of_another_size_is_judged_on_data(
+    small_graph: Callable[..., Any], heldout_folder: Path, tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    onnx.save(small_graph(), tmp_path / "foreign.onnx")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('size = [32, 32]\nresize = "stretch"\n')
+    options = pipeline.BuildOptions(
+        model=tmp_path / "foreign.onnx",
+        preprocess=str(recipe),
+        calib_data=str(heldout_folder),
+        out=tmp_path / "bundle",
+    )
+    pipeline.build(options)
+    result = verify(tmp_path / "bundle", data=str(heldout_folder))
+    assert (result["judged"], result["note"]) == ("data", "")
+    shutil.move(tmp_path / "foreign.onnx", tmp_path / "moved.onnx")
+    result = verify(
+        tmp_path / "bundle", data=str(heldout_folder), reference=tmp_path / "moved.onnx"
+    )
+    assert result["judged"] == "data"

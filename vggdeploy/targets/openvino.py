@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vggdeploy import machine
-from vggdeploy.contracts import Availability, GraphTarget, Probe, Runner, TensorSpec
-from vggdeploy.errors import MissingError, ModelError, missing_package
+from vggdeploy.contracts import (
+    CPU_WEIGHTS,
+    Availability,
+    GraphTarget,
+    Probe,
+    Runner,
+    TensorSpec,
+)
+from vggdeploy.errors import ConfigError, MissingError, ModelError, missing_package
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggdeploy.bundle import Bundle
-    from vggdeploy.contracts import CompileOptions, Outputs, RunOptions
+    from vggdeploy.contracts import CompileOptions, Dialect, Outputs, RunOptions
 
 ENGINE = "model.xml"
 
@@ -65,9 +73,21 @@ class OpenVINO(GraphTarget):
             if operation.get_friendly_name() == operation.get_name():
                 operation.set_friendly_name(f"{operation.get_type_name()}_{index}")
         path = out_dir / ENGINE
-        # Half the bytes for bfloat16 too: float16 rounds finer than bfloat16 will.
+        # Half the bytes for bfloat16 too: above 6e-5 float16 rounds finer than bfloat16 will, and
+        # below it a weight is too small to matter.
         ov.save_model(model, path, compress_to_fp16=self.precision in ("fp16", "bf16"))
         return path, path.with_suffix(".bin")
+
+    def dialect_for(self, cpu_isa: str) -> Dialect | None:
+        if self.dialect is None:
+            return super().dialect_for(cpu_isa)
+        if cpu_isa not in CPU_WEIGHTS:
+            raise ConfigError(
+                f"unknown CPU {cpu_isa!r}",
+                expected="one of " + ", ".join(CPU_WEIGHTS),
+                fix="choose one with --cpu-isa",
+            )
+        return replace(self.dialect, weight=CPU_WEIGHTS[cpu_isa])
 
     def open(self, bundle: Bundle, options: RunOptions) -> Runner:
         return OpenVINORunner(self, bundle.path / ENGINE, (), options, name=str(bundle.path))
@@ -77,12 +97,8 @@ class OpenVINO(GraphTarget):
 
     def cautions(self, bundle: Bundle, options: RunOptions) -> tuple[str, ...]:
         built_for = bundle.manifest["build"].get("cpu_isa")
-        if (
-            self.precision == "int8"
-            and built_for == "vnni"
-            and options.device == "CPU"
-            and (machine.saturates())
-        ):
+        on_cpu = options.device.split(":")[0] in ("CPU", "AUTO")
+        if self.precision == "int8" and built_for == "vnni" and on_cpu and machine.saturates():
             return (
                 "this CPU has no VNNI: its 8-bit products are added in 16 bits and may saturate, "
                 "which costs accuracy; build for it with --cpu-isa avx2",
@@ -91,14 +107,19 @@ class OpenVINO(GraphTarget):
 
     def probes(self, options: RunOptions) -> Sequence[Probe]:
         ov = _openvino()
+        options = replace(options, batch=1, goal="latency")
         found = []
         for channels, side in ((256, 56), (512, 28), (128, 112)):
             model, macs = _convolutions(ov, self.precision, channels, side)
             runner = OpenVINORunner(self, model, (), options, name=f"conv {channels}x{side}x{side}")
             found.append(Probe(runner.name, runner, macs=macs))
-        model, size = _wide_matrix(ov, self.precision)
-        runner = OpenVINORunner(self, model, (), options, name="matrix-vector product")
-        found.append(Probe(runner.name, runner, bytes=size))
+        # Bandwidth is the device's, whatever the precision, and 8-bit matrix-vector products are
+        # bound by arithmetic on a CPU that has no instruction for them.
+        for target in (self, OpenVINO("ov-fp32", "fp32", None)):
+            model, size = _wide_matrix(ov, target.precision)
+            name = f"{target.precision} matrix-vector product"
+            runner = OpenVINORunner(target, model, (), options, name=name)
+            found.append(Probe(runner.name, runner, bytes=size))
         return found
 
     def configuration(self, options: RunOptions) -> dict[str, Any]:

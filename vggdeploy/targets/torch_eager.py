@@ -12,7 +12,7 @@ import numpy as np
 
 from vggdeploy import checkpoints, graphs, reference, topology
 from vggdeploy.contracts import Availability, Probe, Runner, Target, TensorSpec
-from vggdeploy.errors import BundleError, ModelError
+from vggdeploy.errors import BundleError, MissingError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,6 +83,12 @@ class Torch(Target):
         return out_dir / ENGINE, out_dir / NETWORK
 
     def open(self, bundle: Bundle, options: RunOptions) -> Runner:
+        if options.device != "CPU":
+            raise MissingError(
+                f"{self.name} runs on the CPU alone",
+                got=f"--device {options.device}",
+                fix="drop --device, or build for another target",
+            )
         said = json.loads((bundle.path / NETWORK).read_text())
         network = topology.vgg(
             said["arch"],
