@@ -62,7 +62,8 @@ def quantize(source: Path, table: CalibrationTable, dialect: Dialect, out: Path)
         out: the file to write, weights inside.
 
     Raises:
-        CalibrationError: when the table lacks a tensor.
+        CalibrationError: when the table lacks a tensor, or a value does not fit the dialect.
+        ModelError: when the result does not pass ONNX's checker.
     """
     model = graphs.read(source)
     placement = place(model)
@@ -77,6 +78,7 @@ def quantize(source: Path, table: CalibrationTable, dialect: Dialect, out: Path)
         model.graph.opset_imports[""] = max(model.graph.opset_imports[""], 19)
     model.graph.sort()
     graphs.write(model, out, external=False)
+    graphs.check(out)
     return Quantized(
         tuple(found.name for found in placement.weighted),
         tuple(point.name for point in placement.points),

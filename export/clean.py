@@ -88,7 +88,7 @@ def adopt(source: Path, out_dir: Path) -> Path:
         )
     path = out_dir / "model.onnx"
     graphs.write(model, path, external=True)
-    check(path)
+    graphs.check(path)
     return path
 
 
@@ -114,23 +114,3 @@ def _known_operators(model: ir.Model, source: Path) -> None:
                 expected=f"operators of ONNX's own opset {opset}",
                 fix="export the model without custom operators",
             )
-
-
-def check(path: Path) -> None:
-    """Pass a file through ONNX's own checker, weights left where they are.
-
-    Raises:
-        ModelError: with the checker's first line.
-    """
-    try:
-        import onnx
-    except ImportError as error:
-        raise missing_package("onnx", "export", "an ONNX graph") from error
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # the checker and shape inference have errors of their own
-        raise ModelError(
-            f"ONNX graph {path.name} does not pass ONNX's checker",
-            got=str(error).split("\n")[0],
-            fix="export the model again",
-        ) from error

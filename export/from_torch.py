@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vggdeploy import graphs, reference
 from vggdeploy.errors import missing_package
-from vggdeploy.export.clean import check, clean
+from vggdeploy.export.clean import clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,5 +72,5 @@ def export(module: torch.nn.Module, network: Network, out_dir: Path) -> Path:
     # The exporter's own caches outlive the program; without this they would keep the weights too.
     for value in program.model.graph.initializers.values():
         value.const_value = None
-    check(path)
+    graphs.check(path)
     return path

@@ -103,6 +103,26 @@ def write(model: ir.Model, path: Path, *, external: bool) -> None:
         onnx_ir.save(model, path)
 
 
+def check(path: Path) -> None:
+    """Pass a file through ONNX's own checker, weights left where they are.
+
+    Raises:
+        ModelError: with the checker's first line.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise missing_package("onnx", "export", "an ONNX graph") from error
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # the checker and shape inference have errors of their own
+        raise ModelError(
+            f"ONNX graph {path.name} does not pass ONNX's checker",
+            got=str(error).split("\n")[0],
+            fix="export the model again",
+        ) from error
+
+
 @dataclass(frozen=True)
 class Signature:
     """What a graph takes and gives. None in a shape stands for the batch."""
