@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SECONDS = 5.0
 QUERIES = 30
+LARGEST_BATCH = 1024
+"""Images of 224x224 in FP32 that take 0.6 GB: more serves no measurement."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,27 @@ class BenchOptions:
     batch: int = 1
     seconds: float = SECONDS
     device: str = "CPU"
+
+    def check(self) -> None:
+        """Make sure that something can be measured.
+
+        Raises:
+            ConfigError: for an impossible batch or time.
+        """
+        if not 1 <= self.batch <= LARGEST_BATCH:
+            raise ConfigError(
+                "the batch is out of range",
+                got=self.batch,
+                expected=f"1 to {LARGEST_BATCH}",
+                fix="mend --batch",
+            )
+        if not 0 < self.seconds < math.inf:
+            raise ConfigError(
+                "the time is out of range",
+                got=self.seconds,
+                expected="above 0 and finite",
+                fix="mend --seconds",
+            )
 
 
 def bench(
@@ -60,17 +83,7 @@ def bench(
         ConfigError: for an impossible batch or time.
         MissingError: when this machine cannot run it.
     """
-    if options.batch < 1:
-        raise ConfigError(
-            "the batch is too small", got=options.batch, expected="1 or more", fix="mend --batch"
-        )
-    if not 0 < options.seconds < math.inf:
-        raise ConfigError(
-            "the time is too short",
-            got=options.seconds,
-            expected="above 0 and finite",
-            fix="mend --seconds",
-        )
+    options.check()
     reporter = reporter or Silent()
     effort = Effort(options.seconds, QUERIES)
     batches = _batches(opened, options.batch)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vggdeploy import graphs
 from vggdeploy.errors import ModelError, missing_package
 from vggdeploy.export.fold import fold_batchnorm
@@ -77,10 +79,18 @@ def adopt(source: Path, out_dir: Path) -> Path:
 
     model = graphs.read(source)
     _known_operators(model, source)
+    _finite_weights(model, source)
     clean(model)
-    passes.ShapeInferencePass()(model)
+    with graphs.quiet("onnx_ir"):
+        passes.ShapeInferencePass()(model)
     graphs.signature(model)
     if not any(graphs.weighted(model)):
+        if any(node.op_type == "QuantizeLinear" for node in model.graph):
+            raise ModelError(
+                f"ONNX file {source} is quantized already",
+                expected="an FP32 graph",
+                fix="give the graph that it was quantized from",
+            )
         raise ModelError(
             f"ONNX file {source} has no convolution or matrix product with constant weights",
             expected="a VGG-like network",
@@ -90,6 +100,19 @@ def adopt(source: Path, out_dir: Path) -> Path:
     graphs.write(model, path, external=True)
     graphs.check(path)
     return path
+
+
+def _finite_weights(model: ir.Model, source: Path) -> None:
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or not tensor.dtype.is_floating_point():
+            continue
+        if not np.isfinite(tensor.numpy()).all():
+            raise ModelError(
+                f"ONNX file {source}: tensor {name!r} holds NaN or infinity",
+                expected="finite weights",
+                fix="export the model again",
+            )
 
 
 def _known_operators(model: ir.Model, source: Path) -> None:

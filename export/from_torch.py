@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
 from typing import TYPE_CHECKING
 
 from vggdeploy import graphs, reference
@@ -12,7 +9,6 @@ from vggdeploy.errors import missing_package
 from vggdeploy.export.clean import clean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import torch
@@ -20,20 +16,6 @@ if TYPE_CHECKING:
     from vggdeploy.topology import Network
 
 INPUT, OUTPUT = "image", "logits"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on packages that this network does not need."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def export(module: torch.nn.Module, network: Network, out_dir: Path) -> Path:
@@ -56,7 +38,7 @@ def export(module: torch.nn.Module, network: Network, out_dir: Path) -> Path:
     reference.fold_batchnorm(module)
     # Two images, since a batch of one would be taken for a constant.
     example = torch.zeros(2, *network.input)
-    with _quiet():
+    with graphs.quiet("torch.onnx"):
         program = torch.onnx.export(
             module,
             (example,),

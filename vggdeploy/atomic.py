@@ -28,7 +28,7 @@ _LOCKS = sys.platform != "win32"
 _PARTIAL, _OLD = ".partial", ".old"
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EPIPE)
 _LOCKLESS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _ATTEMPTS = 16
 """Renames to try when other processes keep replacing the same folder."""
@@ -48,7 +48,7 @@ def folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         ConfigError: when the place cannot be written.
     """
     with writing(final), contextlib.ExitStack() as stack:
-        final.parent.mkdir(parents=True, exist_ok=True)
+        _make_parent(final)
         _recover(final)
         work, lock = _new_folder(final)
         stack.callback(_release, lock)
@@ -110,7 +110,7 @@ def write_text(path: Path, text: str) -> None:
         ConfigError: when the place cannot be written.
     """
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_parent(path)
         _recover(path)
         work = _beside(path, _PARTIAL)
         try:
@@ -146,6 +146,17 @@ def writing(place: Path) -> Iterator[None]:
                 fix="choose another place with --out, --json or VGGDEPLOY_CACHE",
             ) from error
         raise
+
+
+def _make_parent(place: Path) -> None:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # below /proc, say, or a dangling link
+        raise ConfigError(
+            f"{place} cannot be written",
+            got=f"no folder {place.parent}, and none can be made",
+            fix="choose another place with --out, --json or VGGDEPLOY_CACHE",
+        ) from error
 
 
 def _existing(place: Path) -> Path:

@@ -258,7 +258,7 @@ def holds(path: Path, key: str, *, force: bool) -> bool:
     Raises:
         BundleError: when something else is there, and it is no bundle or `force` is not given.
     """
-    if not path.exists():
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return False
     if not (path / MANIFEST).is_file():
         raise BundleError(f"{path} exists and is no bundle", fix="choose another place with --out")

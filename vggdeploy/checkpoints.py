@@ -82,7 +82,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"weights file {path} holds more than tensors, or is damaged",
-            got=(str(error) or type(error).__name__).splitlines()[0],
+            # torch's own words advise to run the code after all.
+            got="objects that only running its code would make, or bytes that are no pickle",
             expected="a state dict of tensors alone",
             fix="save it again with torch.save(model.state_dict(), FILE), or as .safetensors",
         ) from error
@@ -94,11 +95,12 @@ def read(path: Path) -> dict[str, torch.Tensor]:
             fix="fetch or copy it again",
         ) from error
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        held = ", ".join(map(str, list(state)[:4])) if isinstance(state, dict) else ""
         raise WeightsError(
             f"weights file {path} is not a state dict",
-            got=type(state).__name__,
+            got=f"a dict of {held}" if held else type(state).__name__,
             expected="a mapping of names to tensors",
-            fix="save it again with torch.save(model.state_dict(), FILE)",
+            fix="save the state dict that is inside of it, with torch.save(state_dict, FILE)",
         )
     return state
 

@@ -355,12 +355,21 @@ def main(arguments: list[str] | None = None) -> int:
     # Images over Pillow's limit are refused with an error of ours; no need to warn as well.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     try:
+        if "" in given:
+            raise errors.ConfigError(
+                "an argument is empty",
+                got=" ".join(repr(word) if word == "" else word for word in given),
+                fix="give it a value; a shell variable may be unset",
+            )
         code = int(app([word for word in given if word != "--debug"], standalone_mode=False) or 0)
     except errors.VggdeployError as error:
         if debug:
             traceback.print_exc()
         terminal.line(f"error: {error}", style="red")
         return error.exit_code
+    except MemoryError as error:
+        terminal.line(f"error: {_out_of_memory(error)}", style="red")
+        return errors.EXIT_MISSING
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own usage errors
             error.show()
@@ -377,6 +386,14 @@ def main(arguments: list[str] | None = None) -> int:
     if code == _INTERRUPTED:
         terminal.line("interrupted: nothing half-written was left")
     return code
+
+
+def _out_of_memory(error: MemoryError) -> errors.MissingError:
+    return errors.MissingError(
+        "there is not enough memory",
+        got=str(error) or "no more of it",
+        fix="use a smaller --batch, or a machine with more",
+    )
 
 
 def entry() -> None:

@@ -216,13 +216,19 @@ def show_doctor(terminal: Terminal, result: Mapping[str, Any]) -> None:
         [
             (
                 name,
-                "ready" if said["available"] else "unavailable",
-                said["summary"] if said["available"] else f"{said['reason']}: {said['fix']}",
+                "ready" if said["runs_here"] else "builds" if said["available"] else "unavailable",
+                said["summary"] if said["runs_here"] else f"{said['reason']}: {said['fix']}",
             )
             for name, said in result["targets"].items()
         ],
         left=3,
     )
+    if result["saturates"]:
+        terminal.line(
+            "this CPU has no VNNI, so its 8-bit sums may saturate: build ov-int8 for it with "
+            "--cpu-isa avx2",
+            style="yellow",
+        )
     for device, said in result["openvino_devices"].items():
         terminal.line(
             f"OpenVINO {device}: {said['name']}, computes in {', '.join(said['precisions'])}"
@@ -238,6 +244,8 @@ def show_build(terminal: Terminal, result: Mapping[str, Any]) -> None:
         terminal.line(
             f"ignored in the image folder: {result['ignored_files']} files that are no images"
         )
+    for caution in result["cautions"]:
+        terminal.line(caution, style="yellow")
     if result["unchanged"]:
         terminal.line("nothing was compiled: the same bundle is there already")
     elif all(stage["cached"] for stage in result["stages"] if stage["name"] != "bundle"):
@@ -329,6 +337,8 @@ def show_gate(terminal: Terminal, verdicts: Verdicts) -> None:
     for criterion in verdicts.criteria:
         if criterion.note:
             terminal.line(f"{criterion.name}: {criterion.note}", style="yellow")
+    if verdicts.judged:
+        terminal.line(f"judged on {verdicts.images} images ({verdicts.judged})")
     if verdicts.execution == "emulated":
         terminal.line("accuracy was judged by emulation, not on the device", style="yellow")
     terminal.line(

@@ -331,6 +331,10 @@ class Target(ABC):
             MissingError: when this machine cannot run it.
         """
 
+    def runs_on(self, device: str) -> Availability:
+        """Whether a bundle of this target can run on this machine's `device`."""
+        return self.availability()
+
     def cautions(self, bundle: Bundle, options: RunOptions) -> tuple[str, ...]:
         """What to know before trusting this bundle's outputs on this machine."""
         return ()

@@ -11,7 +11,7 @@ import random
 import re
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,7 +23,7 @@ from vggdeploy import digests
 from vggdeploy.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -35,7 +35,7 @@ SUFFIXES = frozenset(
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded: Pillow's own limit, a quarter gibibyte of RGB."""
 
-_WORDNET = re.compile(r"n\d{8}")
+_WORDNET = re.compile(r"(n\d{8})(?!\d)")
 _Source = TypeVar("_Source")
 _Result = TypeVar("_Result")
 
@@ -56,11 +56,13 @@ class Dataset:
         root: the folder.
         samples: sorted by path.
         ignored: files in the folder that are no images.
+        classes: class index by folder name; empty for a flat folder.
     """
 
     root: Path
     samples: tuple[Sample, ...]
     ignored: int = 0
+    classes: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -92,13 +94,13 @@ class Dataset:
                 fix=f"ask for 1 to {len(self)}, or add images",
             )
         drawn = random.Random(seed).sample(range(len(self)), count)
-        return Dataset(self.root, tuple(self.samples[i] for i in sorted(drawn)), self.ignored)
+        return replace(self, samples=tuple(self.samples[i] for i in sorted(drawn)))
 
     def without(self, other: Dataset) -> Dataset:
         """The images that are not in `other`."""
         taken = {sample.path for sample in other.samples}
         rest = tuple(sample for sample in self.samples if sample.path not in taken)
-        return Dataset(self.root, rest, self.ignored)
+        return replace(self, samples=rest)
 
     def digest(self) -> str:
         """SHA-256 over names and contents; each image's header is checked on the way.
@@ -144,6 +146,7 @@ def scan(root: Path) -> Dataset:
         folders = [entry for entry in entries if entry.is_dir()]
         flat, ignored = _images(root, recurse=False)
         found: list[Sample] = []
+        classes: dict[str, int] = {}
         if flat:
             if any(_images(folder, recurse=True)[0] for folder in folders):
                 raise DatasetError(
@@ -179,18 +182,30 @@ def scan(root: Path) -> Dataset:
             expected="files ending in " + ", ".join(sorted(SUFFIXES)),
             fix="check the path",
         )
-    return Dataset(root, tuple(found), ignored)
+    return Dataset(root, tuple(found), ignored, classes)
 
 
 def _images(folder: Path, *, recurse: bool) -> tuple[list[Path], int]:
-    files = sorted(
+    """The images of a folder, and how many other files it has; what is hidden does not count.
+
+    Raises:
+        DatasetError: naming a dangling link, a pipe or the like that calls itself an image.
+    """
+    paths = sorted(
         path
         for path in (folder.rglob("*") if recurse else folder.iterdir())
-        if path.is_file()
+        if not path.is_dir()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    images = [path for path in files if path.suffix.lower() in SUFFIXES]
-    return images, len(files) - len(images)
+    images = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    for path in images:
+        if not path.is_file():
+            raise DatasetError(
+                f"image {path} is no file",
+                got="a dangling link" if path.is_symlink() else "something else",
+                fix="remove or replace it",
+            )
+    return images, len(paths) - len(images)
 
 
 def class_indices(names: Sequence[str]) -> dict[str, int]:
@@ -199,18 +214,18 @@ def class_indices(names: Sequence[str]) -> dict[str, int]:
     Raises:
         DatasetError: when names are WordNet ids in part, or not among ImageNet's 1,000.
     """
-    wordnet = [name for name in names if _WORDNET.fullmatch(name)]
+    wordnet = {name: found[1] for name in names if (found := _WORDNET.match(name))}
     if not wordnet:
         return {name: index for index, name in enumerate(sorted(names))}
     known = imagenet_classes()
     for name in names:
-        if name not in known:
+        if wordnet.get(name) not in known:
             raise DatasetError(
                 f"class folder {name!r} is not one of ImageNet's 1,000 WordNet ids",
                 expected="every class folder named by such an id, or none",
                 fix="rename or remove the folder",
             )
-    return {name: known[name] for name in names}
+    return {name: known[wordnet[name]] for name in names}
 
 
 @cache
@@ -241,7 +256,7 @@ def decode(path: Path) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DatasetError(
             f"image {path} is too large",
-            got=error,
+            got=str(error).removeprefix("Image size ").split(" exceeds")[0].strip("()"),
             expected=f"{MAX_PIXELS:,} pixels or fewer",
             fix="scale it down or remove it",
         ) from error

@@ -26,6 +26,7 @@ def doctor() -> dict[str, Any]:
     return {
         "kind": "doctor",
         "system": machine.system(),
+        "saturates": machine.saturates(),
         "packages": {
             name: {"version": machine.version(name), "extra": extra}
             for name, extra in _PACKAGES.items()
@@ -37,11 +38,14 @@ def doctor() -> dict[str, Any]:
 
 
 def _target(name: str) -> dict[str, Any]:
-    here = targets.get(name).availability()
+    target = targets.get(name)
+    here = target.availability()
+    runs = target.runs_on("CPU")
     return {
         "available": here.ok,
-        "reason": here.reason,
-        "fix": here.fix,
+        "runs_here": runs.ok,
+        "reason": runs.reason,
+        "fix": runs.fix,
         "summary": targets.REGISTRY[name].summary,
     }
 

@@ -70,6 +70,9 @@ class Verdicts:
     """Every criterion, and the verdict over all: the worst of them.
 
     Attributes:
+        digest: of the bundle.
+        judged: ``data`` or ``probes``; None where nothing was verified.
+        images: how many were judged.
         execution: ``native``, or ``emulated`` where accuracy was judged without the device.
         unstable: why the speed figures are not to be trusted; empty when they are.
     """
@@ -78,6 +81,9 @@ class Verdicts:
     criteria: tuple[Criterion, ...]
     execution: str | None
     unstable: tuple[str, ...]
+    digest: str
+    judged: str | None
+    images: int
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form of a gate's result."""
@@ -97,6 +103,16 @@ _FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "max_engine_bytes": ("any", ("engine_bytes",)),
 }
 """For each bound, the kind of result that has its figure, and where."""
+
+_HUGE = 1e30
+_RANGES = {
+    "min_agreement": (0.0, 1.0),
+    "max_drop": (-1.0, 1.0),
+    "min_top1": (0.0, 1.0),
+    "min_cosine": (-1.0, 1.0),
+    "min_sqnr": (-_HUGE, _HUGE),
+}
+"""What a figure can be; 0 to a huge number where nothing is said."""
 
 _P99_SAMPLES = 100
 """With fewer, the 99th percentile is the largest sample and nothing more."""
@@ -164,7 +180,7 @@ def judge(results: Sequence[Result], bounds: Policy) -> Verdicts:
                 f"there are two results of kind {kind!r}", expected="one of each", fix="give one"
             )
         by_kind[kind] = result
-    digests = {kind: str(_look(result, "digest")) for kind, result in by_kind.items()}
+    digests = {kind: _look(result, "digest", str) for kind, result in by_kind.items()}
     if len(set(digests.values())) > 1:
         raise ResultError(
             "the results are of different bundles",
@@ -173,7 +189,7 @@ def judge(results: Sequence[Result], bounds: Policy) -> Verdicts:
             fix="verify and bench the same bundle",
         )
     bench, verify = by_kind.get("bench"), by_kind.get("verify")
-    unstable = tuple(str(reason) for reason in _look(bench, "unstable_because")) if bench else ()
+    unstable = tuple(map(str, _look(bench, "unstable_because", list))) if bench else ()
     criteria = tuple(
         _criterion(field.name, float(bound), by_kind, bool(unstable))
         for field in fields(bounds)
@@ -181,8 +197,15 @@ def judge(results: Sequence[Result], bounds: Policy) -> Verdicts:
     )
     ranked: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
     worst: Verdict = min((c.verdict for c in criteria), key=ranked.index, default="inconclusive")
-    execution = str(_look(verify, "execution")) if verify else None
-    return Verdicts(worst, criteria, execution, unstable)
+    return Verdicts(
+        worst,
+        criteria,
+        execution=_look(verify, "execution", str) if verify else None,
+        unstable=unstable,
+        digest=next(iter(digests.values()), ""),
+        judged=_look(verify, "judged", str) if verify else None,
+        images=int(_look(_look(verify, "parity", dict), "n", int)) if verify else 0,
+    )
 
 
 def _parts(results: Sequence[Result]) -> list[Result]:
@@ -206,17 +229,18 @@ def _criterion(name: str, bound: float, by_kind: Mapping[str, Result], unstable:
     if value is None:
         missing = f"no {kind} result was given" if holder is None else "the images have no labels"
         return Criterion(name, bound, None, "inconclusive", missing)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    low, high = _RANGES.get(name, (0.0, _HUGE))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ResultError(
             f"the figure {'.'.join(path)} of a result is wrong",
-            got=repr(value),
-            expected="a number",
+            got=repr(value)[:40],
+            expected=f"a number of {low:g} to {high:g}",
             fix="run the command again",
         )
-    if kind == "verify" and (note := _look(holder, "note")):
+    if kind == "verify" and (note := _look(holder, "note", str)):
         # What was asked to be judged was not.
         return Criterion(name, bound, value, "inconclusive", str(note))
-    samples = len(_look(holder, "samples_s")) if name == "max_p99" else _P99_SAMPLES
+    samples = len(_look(holder, "samples_s", list)) if name == "max_p99" else _P99_SAMPLES
     met = value >= bound if name.startswith("min_") else value <= bound
     if met and unstable and name in _SPEED:
         return Criterion(name, bound, value, "inconclusive", "the measurement was unstable")
@@ -226,17 +250,20 @@ def _criterion(name: str, bound: float, by_kind: Mapping[str, Result], unstable:
     return Criterion(name, bound, value, "pass" if met else "fail")
 
 
-def _look(result: Any, key: str) -> Any:
-    """A key of a result.
+def _look(result: Any, key: str, kind: type = object) -> Any:
+    """A key of a result, of a kind.
 
     Raises:
-        ResultError: when it is not there.
+        ResultError: when it is not there, or of another kind.
     """
     try:
-        return result[key]
+        value = result[key]
+        if not isinstance(value, kind):
+            raise TypeError(type(value).__name__)
+        return value
     except (KeyError, TypeError, IndexError) as error:
         raise ResultError(
-            f"a result has no {key!r}",
+            f"a result has no usable {key!r}",
             expected="JSON that a command's --json wrote",
             fix="run the command again with this version",
         ) from error

@@ -6,7 +6,10 @@ they are needed. onnx_ir is imported where it is used.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +104,20 @@ def write(model: ir.Model, path: Path, *, external: bool) -> None:
     else:
         onnx_ir.external_data.load_to_model(model)
         onnx_ir.save(model, path)
+
+
+@contextlib.contextmanager
+def quiet(logger: str) -> Iterator[None]:
+    """Without a library's warnings and log lines: what matters is said by an error of ours."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def check(path: Path) -> None:

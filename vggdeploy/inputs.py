@@ -74,12 +74,17 @@ def resolve(options: BuildOptions) -> Source:
             num_classes=options.num_classes,
             preprocess=options.preprocess,
         )
-    for flag, value in (("--arch", options.arch), ("--num-classes", options.num_classes)):
+    own = None if options.weights == sources.DEMO else options.weights
+    for flag, value in (
+        ("--weights", own),
+        ("--arch", options.arch),
+        ("--num-classes", options.num_classes),
+    ):
         if value is not None:
             raise ConfigError(
-                f"{flag} goes with --weights, not with --model",
-                got=value,
-                fix="drop it: a graph says by itself what it is",
+                f"{flag} does not go with --model",
+                got=f"{flag} {value} and --model {options.model}",
+                fix="drop one of them, or its setting: a graph brings weights and shape of its own",
             )
     recipe = preprocessing.load(options.preprocess or "imagenet")
     return sources.from_onnx(options.model, recipe)

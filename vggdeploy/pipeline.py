@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import atomic, building, bundle, gates, results, sources, verification
+from vggdeploy import atomic, building, bundle, dataset, gates, results, sources, verification
 from vggdeploy.benchmarks import BenchOptions
 from vggdeploy.benchmarks import bench as measure
-from vggdeploy.contracts import Silent
-from vggdeploy.errors import ConfigError
+from vggdeploy.contracts import RunOptions, Silent
+from vggdeploy.errors import ConfigError, MissingError
 from vggdeploy.inputs import BuildOptions
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def build(options: BuildOptions, reporter: Reporter | None = None) -> dict[str, 
         "left_in_high_precision": job.left(quantized),
         "calibration_images": len(job.images) if table else 0,
         "ignored_files": job.images.ignored,
+        "cautions": list(job.target.cautions(opened, RunOptions())),
     }
 
 
@@ -129,7 +130,17 @@ def gate(
     device: str,
     reporter: Reporter,
 ) -> Verdicts:
-    """Hold result files against `bounds`; a bundle among `paths` is verified first."""
+    """Hold result files against `bounds`; a bundle among `paths` is verified first.
+
+    Raises:
+        ConfigError: for `data` or `reference` without a bundle to verify.
+    """
+    if (data or reference) and not any(path.is_dir() for path in paths):
+        raise ConfigError(
+            "--data and --reference go with a bundle, which is verified first",
+            got="results alone",
+            fix="drop them, or give the bundle in place of its verification",
+        )
     found = [
         verification.verify(path, data=data, reference=reference, device=device, reporter=reporter)
         if path.is_dir()
@@ -154,6 +165,13 @@ def run(
     Without `data`, a bundle of the demo is verified on the demo's held-out images and any other on
     its probes.
     """
+    measuring = BenchOptions(batch, seconds, device)
+    measuring.check()
+    here = sources.available(options.target).runs_on(device)
+    if not here.ok:
+        raise MissingError(f"{options.target} does not run here: {here.reason}", fix=here.fix)
+    if data is not None and data != sources.DEMO:
+        dataset.scan(Path(data).expanduser())
     built = build(options, reporter)
     path = Path(built["bundle"])
     if data is None and options.weights == sources.DEMO and options.model is None:

@@ -237,6 +237,20 @@ def _check(weights: Weights, module: torch.nn.Module, state: Mapping[str, torch.
                 expected=f"the {len(wanted)} keys of torchvision's {weights.network.arch}",
                 fix=_suggest(weights, given),
             )
+    for key, value in state.items():
+        if not value.is_floating_point() and not key.endswith("num_batches_tracked"):
+            raise WeightsError(
+                f"weights file {weights.path}: {key} holds no floating-point numbers",
+                got=str(value.dtype).removeprefix("torch."),
+                expected="the float weights, before any quantization",
+                fix="give the original checkpoint",
+            )
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise WeightsError(
+                f"weights file {weights.path}: {key} holds NaN or infinity",
+                expected="finite numbers",
+                fix="train or copy it again",
+            )
     for key, shape in wanted.items():
         if given[key] != shape:
             classes = key in ("classifier.6.weight", "classifier.6.bias")
@@ -264,4 +278,6 @@ def _suggest(weights: Weights, given: Mapping[str, tuple[int, ...]]) -> str:
             == sum(key.startswith("features") and key.endswith("weight") for key in shapes)
         ):
             return f"the file looks like {arch}: give --arch {arch}"
+    if given and all(key.startswith("module.") for key in given):
+        return "strip the prefix 'module.' that DataParallel puts before every key"
     return "give a checkpoint with torchvision's names, or the right --arch"

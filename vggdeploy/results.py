@@ -46,7 +46,15 @@ def write(result: Mapping[str, Any], destination: str | None) -> None:
         return
     text = json.dumps({"schema": SCHEMA, **result}, indent=1, allow_nan=False) + "\n"
     if destination == STDOUT:
-        sys.stdout.write(text)
+        if sys.stdout is None:
+            raise ConfigError(
+                "--json - has nowhere to go",
+                got="a closed standard output",
+                fix="give --json a file",
+            )
+        with atomic.writing(Path("standard output")):
+            sys.stdout.write(text)
+            sys.stdout.flush()
     else:
         atomic.write_text(Path(destination), text)
 
@@ -61,7 +69,7 @@ def read(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise ResultError(f"result {path} does not exist", fix="check the path") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultError(
             f"result {path} cannot be read",
             got=error,

@@ -17,7 +17,7 @@ from vggdeploy import preprocess as preprocessing
 from vggdeploy import reference as references
 from vggdeploy.contracts import GraphTarget, RunOptions, Target
 from vggdeploy.demo import digits
-from vggdeploy.errors import ConfigError, MissingError, WeightsError
+from vggdeploy.errors import ConfigError, MissingError, ModelError, WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -219,7 +219,16 @@ def scores(source: Source, images: Dataset, store: Cache, reporter: Reporter) ->
                 "running the reference",
             )
         )
-        np.save(work / SCORES, np.concatenate(found))
+        scores = np.concatenate(found)
+        wrong = np.flatnonzero(~np.isfinite(scores).all(1))
+        if len(wrong):
+            raise ModelError(
+                f"the reference of {source.name} gives NaN or infinity",
+                got=f"{len(wrong)} of {len(images)} images, the first {images.samples[wrong[0]].path}",
+                expected="finite scores",
+                fix="check the weights and --preprocess",
+            )
+        np.save(work / SCORES, scores)
 
     # scores depend on the images' contents and order, not on the folder's name.
     return store.stage(

@@ -64,6 +64,8 @@ def verify(
     judged = "probes"
     probes = opened.probes()
     images: Iterable[NDArray[np.uint8]] = probes.images
+    classes: dict[str, int] = {}
+    label_cautions: list[str] = []
     expected, labels, count = probes.reference, probes.labels, len(probes.images)
     if data is not None:
         store = Cache()
@@ -90,7 +92,9 @@ def verify(
         else:
             judged = "data"
             images, labels, count = folder.pixels(opened.preprocess), folder.labels(), len(folder)
+            classes, label_cautions = dict(folder.classes), _label_cautions(folder)
     run_options = RunOptions(device=device, goal="throughput")
+    cautions = [*target.cautions(opened, run_options), *label_cautions]
     with target.open(opened, run_options) as runner:
         name = runner.outputs[0].name
         batches = (opened.preprocess.arithmetic(image[None]) for image in images)
@@ -120,10 +124,27 @@ def verify(
         "note": note,
         "execution": "native",
         "device": runner.details,
-        "cautions": list(target.cautions(opened, run_options)),
+        "cautions": cautions,
+        "classes": classes,
         "parity": asdict(parity.parity(expected, found)),
         "accuracy": None if labels is None else asdict(parity.accuracy(expected, found, labels)),
     }
+
+
+def _label_cautions(folder: Dataset) -> list[str]:
+    """What is odd about class folders that are named by numbers."""
+    moved = {
+        name: index
+        for name, index in folder.classes.items()
+        if name.isdecimal() and int(name) != index
+    }
+    if not moved:
+        return []
+    name, index = next(iter(moved.items()))
+    return [
+        f"class folders count in their sorted order: {name!r} is class {index} "
+        f"({len(moved)} of {len(folder.classes)} differ from their own number)"
+    ]
 
 
 def _check_labels(folder: Dataset, opened: Bundle) -> None:

@@ -18,7 +18,8 @@ VERIFY = {
     "engine_bytes": 1000,
     "execution": "native",
     "note": "",
-    "parity": {"top1_agreement": 0.98, "cosine_min": 0.97, "sqnr_db": 25.0},
+    "judged": "data",
+    "parity": {"n": 400, "top1_agreement": 0.98, "cosine_min": 0.97, "sqnr_db": 25.0},
     "accuracy": {"top1": 0.71, "drop": 0.004},
 }
 BENCH = {
@@ -118,17 +119,31 @@ def test_unstable_speed_says_nothing_about_accuracy():
     assert gates.judge([VERIFY, unstable], policy).verdict == "pass"
 
 
+@pytest.mark.parametrize("figure", [math.nan, math.inf, "0.99", True, 10**400, -2e30])
 @pytest.mark.parametrize("name", [name for name in BOUNDS if name != "max_engine_bytes"])
-def test_a_figure_that_is_nan_never_passes(name):
+def test_a_figure_that_cannot_be_is_refused(name, figure):
     def spoil(value):
-        return {k: spoil(v) if isinstance(v, dict) else math.nan for k, v in value.items()}
+        return {k: spoil(v) if isinstance(v, dict) else figure for k, v in value.items()}
 
-    parts = ("parity", "accuracy", "latency_s", "budget")
+    parts = ("accuracy", "latency_s", "budget")
     results = [
         {k: spoil(v) if k in parts else v for k, v in result.items()} for result in (VERIFY, BENCH)
     ]
-    results[1]["throughput_ips"] = math.nan
-    assert gates.judge(results, Policy(**{name: BOUNDS[name][1]})).verdict != "pass"
+    results[0]["parity"] = {**spoil(VERIFY["parity"]), "n": 400}
+    results[1]["throughput_ips"] = figure
+    with pytest.raises(ResultError, match="is wrong: got"):
+        gates.judge(results, Policy(**{name: BOUNDS[name][1]}))
+
+
+@pytest.mark.parametrize("name", ["min_agreement", "min_top1", "min_cosine", "max_drop"])
+def test_a_share_above_1_is_refused(name):
+    shares = changed(
+        VERIFY,
+        parity={"n": 1, "top1_agreement": 1.01, "cosine_min": 1.01, "sqnr_db": 1},
+        accuracy={"top1": 1.01, "drop": 1.01},
+    )
+    with pytest.raises(ResultError, match=r"is wrong: got 1\.01"):
+        gates.judge([shares], Policy(**{name: 0.5}))
 
 
 def test_a_run_is_judged_by_its_parts():

@@ -95,6 +95,16 @@ class OpenVINO(GraphTarget):
     def open_graph(self, onnx: Path, taps: Sequence[str], options: RunOptions) -> Runner:
         return OpenVINORunner(self, onnx, taps, options, name=onnx.name)
 
+    def runs_on(self, device: str) -> Availability:
+        here = self.availability()
+        if not here.ok:
+            return here
+        try:
+            self.require_device(_openvino().Core(), device)
+        except MissingError as error:
+            return Availability(False, error.what, error.fix or "")
+        return here
+
     def cautions(self, bundle: Bundle, options: RunOptions) -> tuple[str, ...]:
         built_for = bundle.manifest["build"].get("cpu_isa")
         on_cpu = options.device.split(":")[0] in ("CPU", "AUTO")
