@@ -68,10 +68,12 @@ def nncf_ir(onnx: Path, images: Dataset, opened: Bundle, out: Path) -> float:
 def interleave(
     runners: Sequence[Runner], batch: NDArray[np.float32], runs: int
 ) -> list[list[float]]:
-    """Seconds of `runs` queries of each runner, one of each in turn."""
+    """Seconds of `runs` queries of each runner, one of each in turn, the order turning too: what
+    runs second finds the caches as the first has left them."""
     samples: list[list[float]] = [[] for _ in runners]
     for turn in range(WARMUP + runs):
-        for runner, into in zip(runners, samples, strict=True):
+        pairs = list(zip(runners, samples, strict=True))
+        for runner, into in pairs if turn % 2 else reversed(pairs):
             start = time.perf_counter()
             runner.infer(batch)
             if turn >= WARMUP:

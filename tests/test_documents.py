@@ -62,3 +62,7 @@ def test_settings_example_is_taken():
 @pytest.mark.parametrize("goal", ["demo", "test", "check", "figures"])
 def test_make_goals_exist(goal):
     assert re.search(rf"^{goal}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_nothing_is_left_to_be_filled_in():
+    assert not re.search(r"\b[A-Z]+_TABLE\b|TODO|TBD", README)

@@ -334,7 +334,7 @@ def run(
         seconds=seconds,
         reporter=terminal,
     )
-    console.show_build(terminal, result["build"])
+    console.show_build(terminal, result["build"], cautions=False)
     console.show_verify(terminal, result["verify"])
     console.show_bench(terminal, result["bench"])
     console.show_gate(terminal, verdicts)

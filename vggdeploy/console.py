@@ -236,15 +236,16 @@ def show_doctor(terminal: Terminal, result: Mapping[str, Any]) -> None:
     terminal.line(f"cache: {result['cache']['path']}, {result['cache']['bytes'] / 1e6:,.0f} MB")
 
 
-def show_build(terminal: Terminal, result: Mapping[str, Any]) -> None:
-    """What a build came to; its stages were told as they ended."""
+def show_build(terminal: Terminal, result: Mapping[str, Any], *, cautions: bool = True) -> None:
+    """What a build came to; its stages were told as they ended, and a run's verification has the
+    same cautions."""
     for name, reason in result["left_in_high_precision"]:
         terminal.line(f"left in high precision: {name} ({reason})", style="yellow")
     if result["ignored_files"]:
         terminal.line(
             f"ignored in the image folder: {result['ignored_files']} files that are no images"
         )
-    for caution in result["cautions"]:
+    for caution in result["cautions"] if cautions else ():
         terminal.line(caution, style="yellow")
     if result["unchanged"]:
         terminal.line("nothing was compiled: the same bundle is there already")

@@ -300,3 +300,46 @@ def test_cpu_isa_is_for_int8(capsys: Capture, elsewhere: Path) -> None:
     line = refused(capsys, "build", "--target", "ov-fp32", "--cpu-isa", "avx2")
     assert "makes no difference to ov-fp32" in line
     assert "vnni, avx2" in refused(capsys, "build", "--cpu-isa", "sse9")
+
+
+def test_a_graph_and_weights_exclude_each_other(capsys: Capture, elsewhere: Path) -> None:
+    (elsewhere / "vggdeploy.toml").write_text('model = "foreign.onnx"\n')
+    line = refused(capsys, "export", "--weights", "mine.pth")
+    assert "--weights does not go with --model" in line
+    assert "foreign.onnx" in line
+
+
+def test_an_empty_argument_is_refused(capsys: Capture, elsewhere: Path) -> None:
+    assert "an argument is empty" in refused(capsys, "build", "--calib-data", "")
+
+
+def test_data_goes_with_a_bundle(capsys: Capture, elsewhere: Path) -> None:
+    (elsewhere / "r.json").write_text("{}")
+    assert "go with a bundle" in refused(capsys, "gate", "r.json", "--data", "demo")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words", "code"),
+    [
+        (["--seconds", "-1"], "the time is out of range", 2),
+        (["--batch", "1000000"], "the batch is out of range", 2),
+        (["--device", "GPU.7"], "no device GPU.7", 3),
+        (["--data", "nowhere"], "nowhere does not exist", 2),
+    ],
+)
+def test_a_run_settles_everything_before_it_builds(
+    capsys: Capture, elsewhere: Path, flags: list[str], words: str, code: int
+) -> None:
+    assert words in refused(capsys, "run", "--out", "bundle", *flags, code=code)
+    assert not (elsewhere / "bundle").exists()
+
+
+def test_an_empty_folder_is_room_for_a_bundle(
+    capsys: Capture, elsewhere: Path, tiny: Callable[..., Any]
+) -> None:
+    (elsewhere / "out").mkdir()
+    options = tiny()
+    flags = ["--weights", options.weights, "--preprocess", options.preprocess]
+    flags += ["--calib-data", options.calib_data, "--calib-images", "8"]
+    assert main(["build", *flags, "--out", "out"]) == 0
+    assert (elsewhere / "out" / "manifest.json").is_file()

@@ -1,5 +1,6 @@
 """Folders of images: found, labelled, chosen and known by digest; work done ahead in order."""
 
+import os
 import threading
 
 import numpy as np
@@ -222,3 +223,29 @@ def test_a_thin_image_does_not_fill_memory(tmp_path):
 def folder(path):
     path.mkdir()
     return path
+
+
+def test_a_dangling_link_is_named(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DatasetError, match=r"b\.png is no file: got a dangling link"):
+        dataset.scan(tmp_path)
+
+
+def test_a_pipe_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match=r"a\.png is no file"):
+        dataset.scan(tmp_path)
+
+
+def test_words_may_follow_a_wordnet_id(tmp_path):
+    assert dataset.class_indices(["n01440764-tench", "n01443537"]) == {
+        "n01440764-tench": 0,
+        "n01443537": 1,
+    }
+
+
+def test_a_name_that_is_not_utf8_is_taken(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / os.fsdecode(b"\xff\xfe.png"))
+    assert len(dataset.scan(tmp_path).digest()) == 64

@@ -111,3 +111,30 @@ def test_wrong_metadata_is_an_error(tmp_path, said):
     save_file({"a": torch.zeros(1)}, file, metadata={checkpoints.METADATA_KEY: said})
     with pytest.raises(VggdeployError):
         reference.load(reference.locate(str(file)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path, value):
+    spoiled = state()
+    spoiled["classifier.3.weight"][1, 2] = value
+    file = saved(tmp_path / "w.pth", spoiled)
+    with pytest.raises(WeightsError, match=r"classifier\.3\.weight holds NaN or infinity"):
+        reference.load(weights(file))
+
+
+def test_integer_weights_are_no_float_weights(tmp_path):
+    file = saved(tmp_path / "w.pth", {k: v.to(torch.int8) for k, v in state().items()})
+    with pytest.raises(WeightsError, match=r"features\.0\.weight holds no floating-point"):
+        reference.load(weights(file))
+
+
+def test_a_state_dict_inside_of_a_checkpoint_is_pointed_at(tmp_path):
+    file = saved(tmp_path / "w.pth", {"state_dict": state(), "epoch": 3})
+    with pytest.raises(WeightsError, match=r"a dict of state_dict, epoch, .* the state dict that"):
+        reference.load(weights(file))
+
+
+def test_the_prefix_of_data_parallel_is_pointed_at(tmp_path):
+    file = saved(tmp_path / "w.pth", {f"module.{k}": v for k, v in state().items()})
+    with pytest.raises(WeightsError, match=r"strip the prefix 'module\.'"):
+        reference.load(weights(file))

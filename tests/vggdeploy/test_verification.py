@@ -192,3 +192,15 @@ def test_foreign_graph_of_another_size_is_judged_on_data(
         tmp_path / "bundle", data=str(heldout_folder), reference=tmp_path / "moved.onnx"
     )
     assert result["judged"] == "data"
+
+
+def test_numbered_folders_that_move_are_said(
+    slim_bundle: Path, heldout_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("3", "7"):
+        shutil.copytree(heldout_folder / name, tmp_path / "data" / name)
+    result = verify(slim_bundle, data=str(tmp_path / "data"))
+    assert result["classes"] == {"3": 0, "7": 1}
+    assert any("'3' is class 0" in caution for caution in result["cautions"])
+    whole = verify(slim_bundle, data=str(heldout_folder))
+    assert not any("class folders" in caution for caution in whole["cautions"])
