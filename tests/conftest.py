@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -222,3 +223,21 @@ def small_graph() -> Callable[..., Any]:
         )
 
     return make
+
+
+@pytest.fixture
+def own_cache(
+    tmp_path: Path, shared_cache: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A cache that a test may damage; what torch does, which is slow, is there already."""
+    folder = tmp_path / "cache"
+    for stage in ("export", "reference"):
+        shutil.copytree(shared_cache / stage, folder / stage)
+    monkeypatch.setenv("VGGDEPLOY_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder_contents() -> Callable[[Path], dict[str, bytes]]:
+    """Every file of a folder, by name."""
+    return lambda folder: {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

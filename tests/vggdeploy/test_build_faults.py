@@ -24,25 +24,14 @@ pytest.importorskip("openvino")
 pytest.importorskip("torch")
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-@pytest.fixture
-def own_cache(
-    tmp_path: Path, shared_cache: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """A cache that a test may damage; what torch does, which is slow, is there already."""
-    folder = tmp_path / "cache"
-    for stage in ("export", "reference"):
-        shutil.copytree(shared_cache / stage, folder / stage)
-    monkeypatch.setenv("VGGDEPLOY_CACHE", str(folder))
-    return folder
-
-
 @pytest.mark.parametrize("stage", ["collect", "calibrate", "quantize", "compile", "reference"])
 def test_damaged_cache_entry_heals(
-    tiny: Options, tiny_bundle: Path, tmp_path: Path, own_cache: Path, stage: str
+    tiny: Options,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    own_cache: Path,
+    stage: str,
+    folder_contents: Any,
 ) -> None:
     pipeline.build(tiny(out=tmp_path / "first"))
     # The newest, since the session's cache may hold other networks' too.
@@ -56,7 +45,7 @@ def test_damaged_cache_entry_heals(
     result = pipeline.build(tiny(out=tmp_path / "second"))
     made_anew = {entry["name"] for entry in result["stages"] if not entry["cached"]}
     assert stage in made_anew
-    assert contents(tmp_path / "second").keys() == contents(tmp_path / "first").keys()
+    assert folder_contents(tmp_path / "second").keys() == folder_contents(tmp_path / "first").keys()
     assert (tmp_path / "second/model.bin").read_bytes() == (
         tmp_path / "first/model.bin"
     ).read_bytes()
@@ -147,7 +136,13 @@ pipeline.build(pipeline.BuildOptions(
     ],
 )
 def test_killed_build_leaves_no_half_bundle(
-    tiny: Options, tiny_bundle: Path, tmp_path: Path, moment: str, there: bool, own_cache: Path
+    tiny: Options,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    moment: str,
+    there: bool,
+    own_cache: Path,
+    folder_contents: Any,
 ) -> None:
     out = tmp_path / "bundles" / "tiny"
     if there:
@@ -171,7 +166,7 @@ def test_killed_build_leaves_no_half_bundle(
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     # At its place is the whole old bundle or nothing.
     if moment == "copying":
-        assert contents(out) == contents(tiny_bundle)
+        assert folder_contents(out) == folder_contents(tiny_bundle)
     else:
         assert not out.exists()
     result = pipeline.build(tiny(out=out, method="percentile", force=True))

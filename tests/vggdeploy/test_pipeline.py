@@ -28,22 +28,6 @@ def cached(result: dict[str, Any]) -> dict[str, bool]:
     return {stage["name"]: stage["cached"] for stage in result["stages"]}
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-@pytest.fixture
-def own_cache(
-    tmp_path: Path, shared_cache: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """A cache that a test may damage; what torch does, which is slow, is there already."""
-    folder = tmp_path / "cache"
-    for stage in ("export", "reference"):
-        shutil.copytree(shared_cache / stage, folder / stage)
-    monkeypatch.setenv("VGGDEPLOY_CACHE", str(folder))
-    return folder
-
-
 def test_second_build_makes_nothing_anew(
     tiny: Options, tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,11 +48,11 @@ def test_second_build_makes_nothing_anew(
 
 
 def test_same_inputs_same_bytes(
-    tiny: Options, tiny_bundle: Path, tmp_path: Path, own_cache: Path
+    tiny: Options, tiny_bundle: Path, tmp_path: Path, own_cache: Path, folder_contents: Any
 ) -> None:
     """Made in another cache, from the collection on."""
     pipeline.build(tiny(out=tmp_path / "again"))
-    assert contents(tiny_bundle) == contents(tmp_path / "again")
+    assert folder_contents(tiny_bundle) == folder_contents(tmp_path / "again")
 
 
 def test_another_method_uses_export_and_collection_again(
@@ -101,14 +85,14 @@ def test_probes_are_not_calibration_images(
 
 
 def test_place_of_another_bundle_is_refused_without_force(
-    tiny: Options, tiny_bundle: Path, tmp_path: Path
+    tiny: Options, tiny_bundle: Path, tmp_path: Path, folder_contents: Any
 ) -> None:
     out = tmp_path / "bundle"
     pipeline.build(tiny(out=out))
-    before = contents(out)
+    before = folder_contents(out)
     with pytest.raises(BundleError, match=r"other inputs.*--force"):
         pipeline.build(tiny(method="minmax", out=out))
-    assert contents(out) == before
+    assert folder_contents(out) == before
     pipeline.build(tiny(method="minmax", out=out, force=True))
     assert bundle.open_bundle(out).manifest["build"]["method"] == "minmax"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle"]
