@@ -290,7 +290,7 @@ def _read(ov: Any, path: Path) -> Any:
 
 def _reason(error: RuntimeError) -> str:
     """The last line that says something: OpenVINO prints where it failed first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
     return lines[-1] if lines else type(error).__name__
 
 
