@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 _LOG_WIDTH = 120
 """Where standard error is a file, there is no terminal to fit into."""
+
+_LOG_SECONDS = 10.0
+"""How often a log, which has no bars, hears of a long job."""
 
 _FULL_WIDTH = 96
 """Columns that the whole budget table takes; below, the kind of layer is left out."""
@@ -75,11 +79,15 @@ class Terminal:
                 self._progress = None
 
     def track(self, items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-        """Pass `items` through under a bar."""
+        """Pass `items` through under a bar; in a log, say now and then how far it is."""
+        said = time.perf_counter()
         with self._bar(label, total) as advance:
-            for item in items:
+            for count, item in enumerate(items, start=1):
                 yield item
                 advance()
+                if not self.console.is_terminal and time.perf_counter() - said >= _LOG_SECONDS:
+                    said = time.perf_counter()
+                    self.line(f"{label} {count}/{total}", style="dim")
 
     @contextlib.contextmanager
     def step(self, label: str) -> Iterator[None]:
