@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy import topology
-from vggdeploy.errors import MissingError, WeightsError, missing_package, require_package
+from vggdeploy.errors import MissingError, WeightsError, require_package
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,20 +58,14 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     if path.suffix == ".safetensors":
-        try:
-            import safetensors
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise missing_package("safetensors", "export", "a .safetensors file") from error
+        require_package("safetensors", "export", "a .safetensors file")
+        import safetensors
+        from safetensors.torch import load_file
+
         try:
             tensors: dict[str, torch.Tensor] = load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
-            raise WeightsError(
-                f"weights file {path} cannot be read",
-                got=error,
-                expected="a whole safetensors file",
-                fix="fetch or copy it again",
-            ) from error
+            raise _unreadable(path, error) from error
         return tensors
     try:
         # Checkpoints from before torch 1.6, torchvision's VGG among them, are no zip archives and
@@ -88,12 +82,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
             fix="save it again with torch.save(model.state_dict(), FILE), or as .safetensors",
         ) from error
     except _UNREADABLE as error:
-        raise WeightsError(
-            f"weights file {path} cannot be read",
-            got=(str(error) or type(error).__name__).splitlines()[0],
-            expected="a whole checkpoint",
-            fix="fetch or copy it again",
-        ) from error
+        raise _unreadable(path, error) from error
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         held = ", ".join(map(str, list(state)[:4])) if isinstance(state, dict) else ""
         raise WeightsError(
@@ -120,24 +109,27 @@ def save(
     save_file(dict(tensors), path, metadata={METADATA_KEY: json.dumps(said)})
 
 
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"weights file {path} cannot be read",
+        got=(str(error) or type(error).__name__).splitlines()[0],
+        expected="a whole checkpoint",
+        fix="fetch or copy it again",
+    )
+
+
 def metadata(path: Path) -> dict[str, Any]:
     """What `save` recorded in a .safetensors file; empty for any other."""
     if path.suffix != ".safetensors":
         return {}
-    try:
-        import safetensors
-    except ImportError as error:
-        raise missing_package("safetensors", "export", "a .safetensors file") from error
+    require_package("safetensors", "export", "a .safetensors file")
+    import safetensors
+
     try:
         with safetensors.safe_open(path, framework="np") as file:
             said = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"weights file {path} cannot be read",
-            got=error,
-            expected="a whole safetensors file",
-            fix="fetch or copy it again",
-        ) from error
+        raise _unreadable(path, error) from error
     kinds = {"arch": str, "num_classes": int, "width_divisor": int, "preprocess": str}
     if not isinstance(said, dict):
         raise WeightsError(

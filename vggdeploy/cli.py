@@ -368,7 +368,11 @@ def main(arguments: list[str] | None = None) -> int:
         terminal.line(f"error: {error}", style="red")
         return error.exit_code
     except MemoryError as error:
-        terminal.line(f"error: {_out_of_memory(error)}", style="red")
+        terminal.line(
+            f"error: there is not enough memory: {error} -- use a smaller --batch, or a machine "
+            "with more",
+            style="red",
+        )
         return errors.EXIT_MISSING
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own usage errors
@@ -386,14 +390,6 @@ def main(arguments: list[str] | None = None) -> int:
     if code == _INTERRUPTED:
         terminal.line("interrupted: nothing half-written was left")
     return code
-
-
-def _out_of_memory(error: MemoryError) -> errors.MissingError:
-    return errors.MissingError(
-        "there is not enough memory",
-        got=str(error) or "no more of it",
-        fix="use a smaller --batch, or a machine with more",
-    )
 
 
 def entry() -> None:

@@ -116,6 +116,11 @@ def accuracy(reference: Scores, outputs: Scores, labels: NDArray[np.int64]) -> A
     )
 
 
+def not_finite(scores: Scores) -> NDArray[np.intp]:
+    """Indices of the images with a score that is NaN or infinite."""
+    return np.flatnonzero(~np.isfinite(scores).all(1))
+
+
 def wilson(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson's score interval for a proportion (Wilson, JASA 22, 1927); `z` is 95% by default."""
     share = successes / trials

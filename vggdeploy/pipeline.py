@@ -10,7 +10,7 @@ from vggdeploy import atomic, building, bundle, dataset, gates, results, sources
 from vggdeploy.benchmarks import BenchOptions
 from vggdeploy.benchmarks import bench as measure
 from vggdeploy.contracts import RunOptions, Silent
-from vggdeploy.errors import ConfigError, MissingError
+from vggdeploy.errors import ConfigError
 from vggdeploy.inputs import BuildOptions
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def bench(
 ) -> dict[str, Any]:
     """Measure the bundle at `path`; see `benchmarks.bench`."""
     opened = bundle.open_bundle(path)
-    target = sources.available(opened.target)
+    target = sources.runnable(opened.target, device)
     return measure(opened, target, BenchOptions(batch, seconds, device), reporter)
 
 
@@ -167,9 +167,7 @@ def run(
     """
     measuring = BenchOptions(batch, seconds, device)
     measuring.check()
-    here = sources.available(options.target).runs_on(device)
-    if not here.ok:
-        raise MissingError(f"{options.target} does not run here: {here.reason}", fix=here.fix)
+    sources.runnable(options.target, device)
     if data is not None and data != sources.DEMO:
         dataset.scan(Path(data).expanduser())
     built = build(options, reporter)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import dataset, digests, graphs, targets
+from vggdeploy import dataset, digests, graphs, parity, targets
 from vggdeploy import preprocess as preprocessing
 from vggdeploy import reference as references
 from vggdeploy.contracts import GraphTarget, RunOptions, Target
@@ -206,6 +206,7 @@ def scores(source: Source, images: Dataset, store: Cache, reporter: Reporter) ->
     Raises:
         MissingError: when the package that runs it is not installed.
         DatasetError: naming an image that cannot be decoded.
+        ModelError: when a score is NaN or infinite, naming the image.
     """
 
     def make(work: Path) -> None:
@@ -220,7 +221,7 @@ def scores(source: Source, images: Dataset, store: Cache, reporter: Reporter) ->
             )
         )
         scores = np.concatenate(found)
-        wrong = np.flatnonzero(~np.isfinite(scores).all(1))
+        wrong = parity.not_finite(scores)
         if len(wrong):
             raise ModelError(
                 f"the reference of {source.name} gives NaN or infinity",
@@ -282,6 +283,20 @@ def available(name: str) -> Target:
     here = target.availability()
     if not here.ok:
         raise MissingError(f"target {name} does not work here: {here.reason}", fix=here.fix)
+    return target
+
+
+def runnable(name: str, device: str) -> Target:
+    """The target called `name`, once it is known that its bundles run on this machine's `device`.
+
+    Raises:
+        ConfigError: for an unknown name.
+        MissingError: with what is missing, before any long work.
+    """
+    target = available(name)
+    here = target.runs_on(device)
+    if not here.ok:
+        raise MissingError(f"{name} does not run here: {here.reason}", fix=here.fix)
     return target
 
 

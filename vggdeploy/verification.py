@@ -59,7 +59,7 @@ def verify(
         )
     reporter = reporter or Silent()
     opened = bundle.open_bundle(path)
-    target = sources.available(opened.target)
+    target = sources.runnable(opened.target, device)
     note = ""
     judged = "probes"
     probes = opened.probes()
@@ -106,7 +106,7 @@ def verify(
                 )
             ]
         )
-    wrong = np.flatnonzero(~np.isfinite(found).all(1))
+    wrong = parity.not_finite(found)
     if len(wrong):
         raise ModelError(
             f"the engine of {path} gives NaN or infinity",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vggdeploy import errors
+from vggdeploy import errors, pipeline
 from vggdeploy.cli import app, main
 
 if TYPE_CHECKING:
@@ -343,3 +345,23 @@ def test_an_empty_folder_is_room_for_a_bundle(
     flags += ["--calib-data", options.calib_data, "--calib-images", "8"]
     assert main(["build", *flags, "--out", "out"]) == 0
     assert (elsewhere / "out" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("command", ["export", "calibrate", "build", "run"])
+def test_the_flags_defaults_are_the_options_own(command: str) -> None:
+    (registered,) = (c for c in app.registered_commands if c.callback.__name__ == command)
+    flags = inspect.signature(registered.callback).parameters
+    for option in dataclasses.fields(pipeline.BuildOptions):
+        if option.name in flags:
+            assert flags[option.name].default == option.default, option.name
+
+
+def test_verify_asks_for_the_device_before_the_reference_runs(
+    capsys: Capture, tiny_bundle: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*arguments: Any) -> None:
+        raise AssertionError("the reference ran first")
+
+    monkeypatch.setattr("vggdeploy.sources.scores", late)
+    flags = ["--data", "demo", "--device", "GPU.7"]
+    assert "no device GPU.7" in refused(capsys, "verify", str(tiny_bundle), *flags, code=3)
