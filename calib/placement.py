@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from vggdeploy import graphs
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import onnx_ir as ir
 
     from vggdeploy.graphs import WeightedNode
@@ -89,6 +91,33 @@ def place(model: ir.Model) -> Placement:
         Point(values[name], _nonnegative(values[name]), tuple(into)) for name, into in reads.items()
     )
     return Placement(points, tuple(chosen), tuple(left))
+
+
+def scale_sources(model: ir.Model, known: Collection[str]) -> dict[str, str]:
+    """Tensors that share the scale of a known one, each with the name of that one.
+
+    A max pool and an operator that only moves values commute with rounding and clipping, since
+    these are monotonic, so such a node's input and output have one scale. So does a ReLU, whose
+    input may take its output's scale: what is clipped of it below zero is zero behind. A tensor
+    takes the scale of what is read from it only where nothing else reads it.
+
+    Args:
+        model: the float graph, its nodes in order of execution.
+        known: names of the tensors with a scale; none of them is in the result.
+    """
+    found = {name: name for name in known}
+    nodes = [node for node in model.graph if not node.domain and node.inputs and node.outputs]
+    for node in nodes:
+        source, result = node.inputs[0], str(node.outputs[0].name)
+        if node.op_type in _MOVES and source is not None and source.name in found:
+            found.setdefault(result, found[str(source.name)])
+    for node in reversed(nodes):
+        source, result = node.inputs[0], str(node.outputs[0].name)
+        if node.op_type not in (*_MOVES, "Relu") or source is None or result not in found:
+            continue
+        if len(source.uses()) == 1 and not source.is_graph_output():
+            found.setdefault(str(source.name), found[result])
+    return {name: source for name, source in found.items() if name not in known}
 
 
 def _origin(node: ir.Node) -> tuple[ir.Value, tuple[ir.Node, int]]:

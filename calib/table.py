@@ -7,6 +7,7 @@ and, where it is never negative, one for uint8 (255).
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +31,14 @@ class TensorRange:
     """What was seen of a tensor and what was chosen for it.
 
     Attributes:
-        low: smallest value seen.
-        high: largest value seen.
+        low: smallest value seen; None where that is not known.
+        high: largest value seen; None where that is not known.
         thresholds: by quantized type; ``scale = threshold / qmax``.
         method: how the thresholds were chosen.
     """
 
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     thresholds: Mapping[str, float]
     method: str
 
@@ -68,6 +69,12 @@ class CalibrationTable:
     tensors: Mapping[str, TensorRange]
     source: Mapping[str, Any]
 
+    @property
+    def method(self) -> str:
+        """How the thresholds were chosen; ``mixed`` where not all in the same way."""
+        methods = {tensor.method for tensor in self.tensors.values()}
+        return methods.pop() if len(methods) == 1 else "mixed"
+
     def save(self, path: Path) -> None:
         """Write as JSON."""
         atomic.write_text(
@@ -79,7 +86,7 @@ class CalibrationTable:
                     "source": dict(self.source),
                     "tensors": {
                         name: {
-                            "range": [tensor.low, tensor.high],
+                            "range": None if tensor.low is None else [tensor.low, tensor.high],
                             "threshold": dict(tensor.thresholds),
                             "method": tensor.method,
                         }
@@ -100,30 +107,44 @@ class CalibrationTable:
             CalibrationError: when the file is missing, unreadable or of another schema.
         """
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            said = json.loads(text, parse_float=_finite, parse_constant=_finite)
             if said["schema"] != SCHEMA:
                 raise ValueError(f"schema {said['schema']}, not {SCHEMA}")
-            tensors = {
-                name: TensorRange(
-                    float(entry["range"][0]),
-                    float(entry["range"][1]),
-                    {kind: _positive(name, value) for kind, value in entry["threshold"].items()},
-                    str(entry["method"]),
-                )
-                for name, entry in said["tensors"].items()
-            }
+            tensors = {name: _tensor(name, entry) for name, entry in said["tensors"].items()}
             return cls(tensors, dict(said["source"]))
         except FileNotFoundError as error:
             raise CalibrationError(
                 f"calibration table {path} does not exist", fix="check the path"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise CalibrationError(
                 f"calibration table {path} cannot be read",
                 got=error,
                 expected="what 'vggdeploy calibrate' writes",
                 fix="calibrate again",
             ) from error
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number
+
+
+def _tensor(name: str, entry: Any) -> TensorRange:
+    low, high = (None, None) if entry["range"] is None else map(float, entry["range"])
+    thresholds = {kind: _positive(name, value) for kind, value in entry["threshold"].items()}
+    return TensorRange(low, high, thresholds, str(entry["method"]))
 
 
 def _positive(name: str, value: Any) -> float:

@@ -17,9 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import budget, bundle, cache, calib, digests, export, graphs, inputs, sources
+from vggdeploy import (
+    budget,
+    bundle,
+    cache,
+    calib,
+    calibration_file,
+    digests,
+    export,
+    graphs,
+    inputs,
+    sources,
+)
 from vggdeploy import reference as references
 from vggdeploy.cache import Cache, Entry
+from vggdeploy.calib import trt_cache
 from vggdeploy.contracts import CompileOptions, RunOptions, TensorSpec
 from vggdeploy.errors import ConfigError
 
@@ -27,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from vggdeploy.bundle import Bundle
+    from vggdeploy.calib import CalibrationTable
+    from vggdeploy.calibration_file import CalibrationFile
     from vggdeploy.contracts import Dialect, Reporter, Target
     from vggdeploy.inputs import BuildOptions
 
@@ -102,6 +116,8 @@ class Calibration(Job):
                 expected="one of " + ", ".join(calib.METHODS),
                 fix="choose one with --method",
             )
+        if options.emit_trt_cache:
+            trt_cache.version_digits(options.trt_version)
         self.images, self.probes = inputs.choose_images(options, self.source, self.store)
         self.provenance = {
             "model": self.source.identity(),
@@ -163,6 +179,11 @@ class Calibration(Job):
             ),
         )
 
+    def write_trt_cache(self, graph: Entry, table: Entry, out: Path) -> None:
+        """The table as a TensorRT calibration cache for the float graph."""
+        made = calib.CalibrationTable.load(table.path / bundle.CALIBRATION)
+        trt_cache.save(out, made, graphs.read(graph.path / _GRAPH), self.options.trt_version)
+
 
 @dataclass(frozen=True)
 class Made:
@@ -181,12 +202,16 @@ class Build(Calibration):
     def __init__(self, options: BuildOptions, reporter: Reporter) -> None:
         self.target: Target = sources.available(options.target)
         self.dialect = self.target.dialect_for(options.cpu_isa)
+        if self.dialect is None:
+            calibration_file.refuse(options)
         super().__init__(options, reporter)
+        self.given = calibration_file.given(options, self.source)
         self.out = options.out or Path("bundles") / f"{self.source.name}-{options.target}"
+        made_from = {**self.provenance, "method": options.method}
         calibration = {
-            **self.provenance,
+            **({"file": self.given.sha256} if self.given else made_from),
             "dialect": asdict(self.dialect) if self.dialect else None,
-            "method": options.method,
+            "trt_cache": options.trt_version if options.emit_trt_cache else None,
         }
         self.key = digests.sha256_json(
             {
@@ -199,6 +224,20 @@ class Build(Calibration):
             }
         )
         self.unchanged = bundle.holds(self.out, self.key, force=options.force)
+
+    def adopt(self, graph: Entry, given: CalibrationFile) -> Entry:
+        """The calibration table that was given, in place of `collect` and `calibrate`."""
+
+        def make(work: Path) -> None:
+            points = calib.place(graphs.read(graph.path / _GRAPH)).points
+            given.table(points).save(work / bundle.CALIBRATION)
+
+        return self.stages.run(
+            "calibration",
+            lambda: self.store.stage(
+                "calibration", {"graph": graph.digest, "file": given.sha256}, make
+            ),
+        )
 
     def reference(self) -> Entry:
         """The reference's scores for the probe images."""
@@ -274,6 +313,7 @@ class Build(Calibration):
     def _facts(self, made: Made) -> dict[str, Any]:
         """The manifest's own part."""
         signature = graphs.signature(graphs.read(made.graph.path / _GRAPH))
+        table = load_table(made.table)
         return {
             "target": self.target.name,
             "precision": self.target.precision,
@@ -288,7 +328,8 @@ class Build(Calibration):
                 "key": self.key,
                 "backend": self.target.version(),
                 "seed": self.options.seed,
-                "method": self.options.method if made.table else None,
+                "method": table.method if table else None,
+                "calibration_file": self.given.sha256 if self.given else None,
                 "cpu_isa": self.options.cpu_isa if made.table else None,
             },
         }
@@ -300,6 +341,8 @@ class Build(Calibration):
         if made.quantized and made.table:
             shutil.copyfile(made.quantized.path / _GRAPH, work / bundle.GRAPH)
             shutil.copyfile(made.table.path / bundle.CALIBRATION, work / bundle.CALIBRATION)
+            if self.options.emit_trt_cache:
+                self.write_trt_cache(made.graph, made.table, work / bundle.TRT_CACHE)
         bundle.Probes(
             np.stack(list(self.probes.pixels(self.source.preprocess))),
             np.load(made.scores.path / sources.SCORES, allow_pickle=False),
@@ -312,6 +355,11 @@ class Build(Calibration):
             rows = graphs.layer_rows(graphs.read(made.graph.path / _GRAPH))
             layers = budget.from_rows(self.source.name, rows, precision)
         (work / bundle.LAYERS).write_text(json.dumps(layers, indent=1))
+
+
+def load_table(table: Entry | None) -> CalibrationTable | None:
+    """The table in a stage's entry; None where there is none."""
+    return calib.CalibrationTable.load(table.path / bundle.CALIBRATION) if table else None
 
 
 def _contract(spec: TensorSpec) -> dict[str, Any]:

@@ -6,6 +6,7 @@
     model.xml, .bin    OpenVINO's engine (other targets have their own files)
     model.onnx         the quantized graph that the engine was compiled from (INT8 targets)
     calibration.json   the calibration table (INT8 targets)
+    calibration.cache  the table as a TensorRT calibration cache (where asked for)
     probes.npz         probe images with the reference's outputs, and labels where known
     layers.json        the budget, layer by layer
 
@@ -39,6 +40,7 @@ MANIFEST = "manifest.json"
 PROBES = "probes.npz"
 LAYERS = "layers.json"
 CALIBRATION = "calibration.json"
+TRT_CACHE = "calibration.cache"
 GRAPH = "model.onnx"
 
 

@@ -43,6 +43,14 @@ Recipe = Annotated[str | None, typer.Option("--preprocess", help="A preset, or a
 CalibData = Annotated[str | None, typer.Option(help="A folder of images to calibrate on.")]
 CalibImages = Annotated[int | None, typer.Option(help="How many images to draw from it.")]
 Method = Annotated[str, typer.Option(help="minmax, percentile, entropy or mse.")]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(help="A table or a TensorRT calibration cache, in place of calibrating."),
+]
+EmitTrtCache = Annotated[
+    bool, typer.Option("--emit-trt-cache", help="Write a TensorRT calibration cache too.")
+]
+TrtVersion = Annotated[str, typer.Option(help="The TensorRT that shall read that cache.")]
 CpuIsa = Annotated[
     str, typer.Option(help="The CPU that OpenVINO INT8 is for: vnni, or avx2 (x86 without VNNI).")
 ]
@@ -172,6 +180,8 @@ def calibrate(
     calib_images: CalibImages = None,
     method: Method = "mse",
     seed: Seed = 0,
+    emit_trt_cache: EmitTrtCache = False,
+    trt_version: TrtVersion = "10.3.0",
     out: Out = None,
     force: Force = False,
     json: Json = None,
@@ -181,7 +191,8 @@ def calibrate(
 
     results.refuse_overwrite(json, force)
     result = pipeline.calibrate(_options(context), terminal)
-    terminal.line(f"wrote {result['table']}", style="bold")
+    for written in filter(None, (result["table"], result["trt_cache"])):
+        terminal.line(f"wrote {written}", style="bold")
     results.write(result, json)
 
 
@@ -198,6 +209,9 @@ def build(
     calib_images: CalibImages = None,
     method: Method = "mse",
     seed: Seed = 0,
+    calibration: Calibration = None,
+    emit_trt_cache: EmitTrtCache = False,
+    trt_version: TrtVersion = "10.3.0",
     cpu_isa: CpuIsa = "vnni",
     out: Out = None,
     force: Force = False,
@@ -301,6 +315,9 @@ def run(
     calib_images: CalibImages = None,
     method: Method = "mse",
     seed: Seed = 0,
+    calibration: Calibration = None,
+    emit_trt_cache: EmitTrtCache = False,
+    trt_version: TrtVersion = "10.3.0",
     cpu_isa: CpuIsa = "vnni",
     out: Out = None,
     data: Data = None,
@@ -334,7 +351,7 @@ def run(
         seconds=seconds,
         reporter=terminal,
     )
-    console.show_build(terminal, result["build"], cautions=False)
+    console.show_build(terminal, result["build"], without=result["verify"]["cautions"])
     console.show_verify(terminal, result["verify"])
     console.show_bench(terminal, result["bench"])
     console.show_gate(terminal, verdicts)

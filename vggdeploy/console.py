@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from vggdeploy.contracts import Item
     from vggdeploy.gates import Verdicts
@@ -244,17 +244,20 @@ def show_doctor(terminal: Terminal, result: Mapping[str, Any]) -> None:
     terminal.line(f"cache: {result['cache']['path']}, {result['cache']['bytes'] / 1e6:,.0f} MB")
 
 
-def show_build(terminal: Terminal, result: Mapping[str, Any], *, cautions: bool = True) -> None:
-    """What a build came to; its stages were told as they ended, and a run's verification has the
-    same cautions."""
+def show_build(
+    terminal: Terminal, result: Mapping[str, Any], *, without: Collection[str] = ()
+) -> None:
+    """What a build came to; its stages were told as they ended. A run's verification says most
+    cautions again: those are in `without`."""
     for name, reason in result["left_in_high_precision"]:
         terminal.line(f"left in high precision: {name} ({reason})", style="yellow")
     if result["ignored_files"]:
         terminal.line(
             f"ignored in the image folder: {result['ignored_files']} files that are no images"
         )
-    for caution in result["cautions"] if cautions else ():
-        terminal.line(caution, style="yellow")
+    for caution in result["cautions"]:
+        if caution not in without:
+            terminal.line(caution, style="yellow")
     if result["unchanged"]:
         terminal.line("nothing was compiled: the same bundle is there already")
     elif all(stage["cached"] for stage in result["stages"] if stage["name"] != "bundle"):

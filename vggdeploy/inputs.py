@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vggdeploy import dataset, sources
 from vggdeploy import preprocess as preprocessing
-from vggdeploy.calib import methods
+from vggdeploy.calib import methods, trt_cache
 from vggdeploy.contracts import DEFAULT_CPU
 from vggdeploy.errors import ConfigError, DatasetError
 
@@ -40,6 +40,10 @@ class BuildOptions:
             folder, so that some are left for probes.
         method: a key of `calib.METHODS`.
         seed: draws the images.
+        calibration: a calibration table, or a TensorRT calibration cache, in place of a
+            calibration; `calib_images` are kept out of the probes all the same.
+        emit_trt_cache: whether the table is written as a TensorRT calibration cache too.
+        trt_version: the TensorRT that shall read that.
         cpu_isa: the CPU that OpenVINO INT8 is built for, a key of `contracts.CPU_WEIGHTS`.
         out: where the bundle goes; ``bundles/<name>-<target>`` when None.
         force: whether another bundle at `out` is replaced.
@@ -55,6 +59,9 @@ class BuildOptions:
     calib_images: int | None = None
     method: str = methods.DEFAULT
     seed: int = 0
+    calibration: Path | None = None
+    emit_trt_cache: bool = False
+    trt_version: str = trt_cache.DEFAULT_VERSION
     cpu_isa: str = DEFAULT_CPU
     out: Path | None = None
     force: bool = False

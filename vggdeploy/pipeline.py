@@ -6,7 +6,17 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import atomic, building, bundle, dataset, gates, results, sources, verification
+from vggdeploy import (
+    atomic,
+    building,
+    bundle,
+    calibration_file,
+    dataset,
+    gates,
+    results,
+    sources,
+    verification,
+)
 from vggdeploy.benchmarks import BenchOptions
 from vggdeploy.benchmarks import bench as measure
 from vggdeploy.contracts import RunOptions, Silent
@@ -25,13 +35,20 @@ _EXPORTED = {"model.onnx", "model.onnx.data"}
 __all__ = ["BuildOptions", "bench", "build", "calibrate", "export_graph", "gate", "run"]
 
 
-def build(options: BuildOptions, reporter: Reporter | None = None) -> dict[str, Any]:
+def build(
+    options: BuildOptions, reporter: Reporter | None = None, *, device: str = "CPU"
+) -> dict[str, Any]:
     """Build a bundle.
+
+    Args:
+        options: what to build.
+        reporter: told the progress.
+        device: where the bundle will run, for the cautions.
 
     Returns:
         ``bundle``, ``target``, ``digest``, ``engine_bytes``, ``stages``, ``unchanged`` (the same
-        bundle was there already), ``left_in_high_precision``, ``calibration_images`` and
-        ``ignored_files``.
+        bundle was there already), ``left_in_high_precision``, ``calibration_images`` (None where a
+        given calibration does not say), ``ignored_files``, ``trt_cache`` and ``cautions``.
 
     Raises:
         VggdeployError: one of its kinds; nothing half-written is left.
@@ -40,11 +57,15 @@ def build(options: BuildOptions, reporter: Reporter | None = None) -> dict[str, 
     graph = job.export()
     table = quantized = None
     if job.dialect is not None:
-        table = job.calibrate(graph, job.collect(graph))
+        if job.given is not None:
+            table = job.adopt(graph, job.given)
+        else:
+            table = job.calibrate(graph, job.collect(graph))
         quantized = job.quantize(graph, table, job.dialect)
     engine = job.compile(quantized or graph)
     made = building.Made(graph, table, quantized, engine, job.reference())
     opened = job.write(made)
+    calibration = building.load_table(table)
     return {
         "kind": "build",
         "bundle": str(job.out),
@@ -54,9 +75,13 @@ def build(options: BuildOptions, reporter: Reporter | None = None) -> dict[str, 
         "stages": job.stages.done,
         "unchanged": job.unchanged,
         "left_in_high_precision": job.left(quantized),
-        "calibration_images": len(job.images) if table else 0,
+        "calibration_images": calibration.source.get("images") if calibration else 0,
         "ignored_files": job.images.ignored,
-        "cautions": list(job.target.cautions(opened, RunOptions())),
+        "trt_cache": str(job.out / bundle.TRT_CACHE) if options.emit_trt_cache else None,
+        "cautions": [
+            *calibration_file.cautions(calibration, options.calibration),
+            *job.target.cautions(opened, RunOptions(device=device)),
+        ],
     }
 
 
@@ -95,12 +120,23 @@ def calibrate(options: BuildOptions, reporter: Reporter | None = None) -> dict[s
     job = building.Calibration(options, reporter or Silent())
     out = options.out or Path(f"{job.source.name}-{bundle.CALIBRATION}")
     _refuse(out, options.force)
+    cache = out.with_suffix(".cache") if options.emit_trt_cache else None
+    if cache is not None:
+        if cache == out:
+            raise ConfigError(
+                f"{out} would be table and TensorRT cache at once",
+                fix="give the table another ending with --out",
+            )
+        _refuse(cache, options.force)
     graph = job.export()
     table = job.calibrate(graph, job.collect(graph))
+    if cache is not None:
+        job.write_trt_cache(graph, table, cache)
     atomic.write_text(out, (table.path / bundle.CALIBRATION).read_text(encoding="utf-8"))
     return {
         "kind": "calibrate",
         "table": str(out),
+        "trt_cache": str(cache) if cache else None,
         "calibration_images": len(job.images),
         "ignored_files": job.images.ignored,
         "stages": job.stages.done,
@@ -170,7 +206,7 @@ def run(
     sources.runnable(options.target, device)
     if data is not None and data != sources.DEMO:
         dataset.scan(Path(data).expanduser())
-    built = build(options, reporter)
+    built = build(options, reporter, device=device)
     path = Path(built["bundle"])
     if data is None and options.weights == sources.DEMO and options.model is None:
         data = sources.DEMO

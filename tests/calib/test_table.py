@@ -10,6 +10,7 @@ import pytest
 
 from vggdeploy.calib import METHODS, CalibrationTable, Statistics, calibrate
 from vggdeploy.calib.histogram import Histogram
+from vggdeploy.calib.table import TensorRange
 from vggdeploy.contracts import INT8, UINT8
 from vggdeploy.errors import CalibrationError, ConfigError
 
@@ -92,7 +93,10 @@ def _entry(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         _without("tensors"),
         _without("source"),
         _entry(range=[1]),
-        _entry(range=None),
+        _entry(range=[None, None]),
+        _entry(range=[0, 1, 2]),
+        _entry(range=[0, float("inf")]),
+        _entry(range=[0, 10**400]),
         _entry(threshold={"int8": 0}),
         _entry(threshold={"int8": -1.5}),
         _entry(threshold={"int8": float("nan")}),
@@ -111,7 +115,26 @@ def test_bad_tables_are_refused_by_name(
         CalibrationTable.load(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"not json"])
+def test_a_range_may_be_unknown(tmp_path: Path) -> None:
+    table = CalibrationTable({"relu": TensorRange(None, None, {"int8": 3.0}, "trt-cache")}, {})
+    table.save(tmp_path / "table.json")
+    assert json.loads((tmp_path / "table.json").read_text())["tensors"]["relu"]["range"] is None
+    assert CalibrationTable.load(tmp_path / "table.json") == table
+
+
+def test_the_method_of_a_table_is_that_of_its_tensors() -> None:
+    def table(*methods: str) -> CalibrationTable:
+        entries = [TensorRange(0.0, 1.0, {"int8": 1.0}, method) for method in methods]
+        return CalibrationTable(dict(enumerate(entries)), {})  # type: ignore[arg-type]
+
+    assert table("mse", "mse").method == "mse"
+    assert table("mse", "minmax").method == "mixed"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\x00", b"not json", b'{"a":' * 100_000, b'{"source": {"seed": 1e999}}'],
+)
 def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "table.json").write_bytes(content)
     with pytest.raises(CalibrationError, match=r"table\.json cannot be read"):
