@@ -115,6 +115,18 @@ def test_bad_tables_are_refused_by_name(
         CalibrationTable.load(path)
 
 
+@pytest.mark.parametrize("number", ["1e999", "NaN", "-Infinity"])
+def test_a_number_that_could_not_be_written_again_is_refused(
+    statistics: Statistics, tmp_path: Path, number: str
+) -> None:
+    path = tmp_path / "table.json"
+    calibrate(statistics, NONNEGATIVE, "minmax", {"seed": 4.5}).save(path)
+    CalibrationTable.load(path)
+    path.write_text(path.read_text().replace("4.5", number))
+    with pytest.raises(CalibrationError, match=r"table\.json cannot be read.*no finite number"):
+        CalibrationTable.load(path)
+
+
 def test_a_range_may_be_unknown(tmp_path: Path) -> None:
     table = CalibrationTable({"relu": TensorRange(None, None, {"int8": 3.0}, "trt-cache")}, {})
     table.save(tmp_path / "table.json")
@@ -125,7 +137,7 @@ def test_a_range_may_be_unknown(tmp_path: Path) -> None:
 def test_the_method_of_a_table_is_that_of_its_tensors() -> None:
     def table(*methods: str) -> CalibrationTable:
         entries = [TensorRange(0.0, 1.0, {"int8": 1.0}, method) for method in methods]
-        return CalibrationTable(dict(enumerate(entries)), {})  # type: ignore[arg-type]
+        return CalibrationTable({str(place): entry for place, entry in enumerate(entries)}, {})
 
     assert table("mse", "mse").method == "mse"
     assert table("mse", "minmax").method == "mixed"
@@ -133,7 +145,7 @@ def test_the_method_of_a_table_is_that_of_its_tensors() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe\x00", b"not json", b'{"a":' * 100_000, b'{"source": {"seed": 1e999}}'],
+    [b"", b"{", b"\xff\xfe\x00", b"not json", b'{"a":' * 100_000],
 )
 def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "table.json").write_bytes(content)
