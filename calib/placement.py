@@ -104,6 +104,9 @@ def scale_sources(model: ir.Model, known: Collection[str]) -> dict[str, str]:
     Args:
         model: the float graph, its nodes in order of execution.
         known: names of the tensors with a scale; none of them is in the result.
+
+    Returns:
+        The tensor whose scale it is, by tensor, in order of execution.
     """
     found = {name: name for name in known}
     nodes = [node for node in model.graph if not node.domain and node.inputs and node.outputs]
@@ -117,7 +120,9 @@ def scale_sources(model: ir.Model, known: Collection[str]) -> dict[str, str]:
             continue
         if len(source.uses()) == 1 and not source.is_graph_output():
             found.setdefault(str(source.name), found[result])
-    return {name: source for name, source in found.items() if name not in known}
+    outputs = [value for node in model.graph for value in node.outputs]
+    names = [str(value.name) for value in (*model.graph.inputs, *outputs)]
+    return {name: found[name] for name in names if name in found and name not in known}
 
 
 def _origin(node: ir.Node) -> tuple[ir.Value, tuple[ir.Node, int]]:

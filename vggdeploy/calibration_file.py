@@ -61,7 +61,7 @@ class CalibrationFile:
         if recipe is not None:
             self._refuse(recipe, source.preprocess.to_json(), "preprocessing", "--preprocess")
         if said is not None:
-            self._refuse(said, own, "network", "--arch and --preprocess")
+            self._refuse(said, own, "network", "--weights, --arch and --preprocess")
 
     def _part(self, key: str) -> Mapping[str, Any] | None:
         assert isinstance(self.content, CalibrationTable)
@@ -171,10 +171,10 @@ def read(path: Path) -> CalibrationFile:
         return CalibrationFile(path, sha256, CalibrationTable.load(path))
     if head.startswith(b"TRT-") or not head:
         return CalibrationFile(path, sha256, trt_cache.parse(content, f"calibration {path}"))
-    first = head.split(b"\n")[0][:40].decode("ascii", "replace")
+    first = head.split(b"\n")[0].rstrip()[:40].decode("utf-8", "replace")
     raise CalibrationError(
         f"{path} is no calibration",
-        got=f"line 1 is {first!r}",
+        got="a binary file" if b"\0" in head else f"line 1 is {first!r}",
         expected="a table that 'vggdeploy calibrate' wrote, or a TensorRT calibration cache with "
         "'TRT-<version>-EntropyCalibration2' in line 1",
         fix="give --calibration one of these",

@@ -232,6 +232,9 @@ def test_a_table_becomes_a_cache(small: Path, tmp_path: Path) -> None:
         f"{name}: {struct.pack('>f', np.float32(thresholds[source] / 127)).hex()}"
         for name, source in owner.items()
     }
+    assert [line.partition(":")[0] for line in lines[len(POINTS) :]] == [
+        "c0", "c1", "p0", "c2", "p1", "flat", "f0"
+    ]  # fmt: skip
     # Nothing is made up for the scores.
     assert set(lines) == expected
     assert len(lines) == len(expected)

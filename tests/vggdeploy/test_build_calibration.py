@@ -302,7 +302,7 @@ def test_flags_that_do_not_go_together(
         ("folder", "cannot be read: got Is a directory"),
         (b"", "is empty"),
         (b"\n \n", "is empty"),
-        (b"PK\x03\x04" + bytes(9000), "is no calibration: got line 1 is"),
+        (b"PK\x03\x04" + bytes(9000), "is no calibration: got a binary file"),
         (b"image,3.5\n", "is no calibration: got line 1 is 'image,3.5'"),
         (b"{}", "cannot be read"),
         (b'{"schema": 1, "kind": "build"}', "cannot be read"),
