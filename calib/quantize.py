@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import graphs
+from vggdeploy import graphs, opsets
 from vggdeploy.calib.placement import place
 from vggdeploy.errors import CalibrationError
 
@@ -74,8 +74,7 @@ def quantize(source: Path, table: CalibrationTable, dialect: Dialect, out: Path)
         _quantize_weight(model, found, dialect, done)
     if dialect.high_precision == "float16":
         _to_float16(model)
-        # The first opset whose Q/DQ takes float16 scales.
-        model.graph.opset_imports[""] = max(model.graph.opset_imports[""], 19)
+        opsets.upgrade(model, opsets.FLOAT16_SCALES)
     model.graph.sort()
     graphs.write(model, out, external=False)
     graphs.check(out)
