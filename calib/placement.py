@@ -67,11 +67,13 @@ def place(model: ir.Model) -> Placement:
     left: list[tuple[str, str]] = []
     constant = {id(found.node): found for found in graphs.weighted(model)}
     for node in model.graph:
+        label = str(node.name or node.outputs[0].name)
+        if node.op_type == "BatchNormalization" and not node.domain:
+            left.append((label, "BatchNorm behind nothing that it could be folded into"))
         if node.domain or node.op_type not in graphs.WEIGHTED:
             continue
-        label = str(node.name or node.outputs[0].name)
         if id(node) not in constant:
-            left.append((label, "its weights are not constant"))
+            left.append((label, _not_weighted(node)))
             continue
         if reason := _unusual(node):
             left.append((label, reason))
@@ -113,6 +115,13 @@ def _origin(node: ir.Node) -> tuple[ir.Value, tuple[ir.Node, int]]:
 def _moves(node: ir.Node) -> bool:
     """Whether a node's outputs are values of its first input, or zeros, which any scale has."""
     return node.op_type in _MOVES or (node.op_type == "Pad" and signs.pads_zeros(node))
+
+
+def _not_weighted(node: ir.Node) -> str:
+    weight = node.inputs[1]
+    if weight is None or weight.const_value is None:
+        return "its weights are not constant"
+    return "its weights are no matrix"
 
 
 def _unusual(node: ir.Node) -> str:

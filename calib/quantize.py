@@ -253,6 +253,9 @@ def _to_float16(model: ir.Model) -> None:
             value.const_value = onnx_ir.tensor(narrow, name=name)
             value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
     for node in graph:
+        target = node.attributes.get("to")
+        if node.op_type == "Cast" and target and target.value == onnx_ir.DataType.FLOAT:
+            node.attributes["to"] = onnx_ir.AttrInt64("to", onnx_ir.DataType.FLOAT16)
         for value in node.outputs:
             if value.dtype == onnx_ir.DataType.FLOAT and not value.is_graph_output():
                 value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)

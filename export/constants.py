@@ -111,7 +111,7 @@ def evaluate(
             "vggdeploy", "once", list(feeds), list(proto.output), [proto],
             [helper.make_opsetid("", opset)],
         )  # fmt: skip
-        results = ReferenceEvaluator(function).run(None, feeds)
+        results = ReferenceEvaluator(function).run(None, feeds, attributes={})
     except Exception:  # the reference lacks it, or the node is wrong: it stays, for others to judge
         return None
     return [np.asarray(result) for result in results]

@@ -88,7 +88,9 @@ def _permute_operands(graph: ir.Graph, reader: ir.Node, index: int, order: list[
     if reader.op_type in _UNARY:
         return index == 0
     if reader.op_type == "Pad":
-        return index == 0 and _permute_pads(graph, reader, order)
+        # A convolution takes over the pad in front of it, unless a Transpose comes between.
+        meets = all(after.op_type == "Transpose" for after, _ in reader.outputs[0].uses())
+        return index == 0 and meets and _permute_pads(graph, reader, order)
     if reader.op_type not in _BINARY or (reader.op_type == "PRelu" and index):
         return False
     other = reader.inputs[1 - index]

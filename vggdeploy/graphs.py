@@ -301,11 +301,10 @@ def insert_behind(graph: ir.Graph, node: ir.Node, behind: ir.Node) -> None:
     for reader, index in list(result.uses()):
         if reader is not behind:
             reader.replace_input_with(index, last)
+    last.name = f"{result.name}.{behind.op_type.lower()}"
     graph.insert_after(node, behind)
     if result.is_graph_output():
         _hand_over(graph, result, last)
-    elif last.name is None:
-        last.name = f"{result.name}.{behind.op_type.lower()}"
 
 
 def _hand_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
