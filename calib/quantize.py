@@ -222,7 +222,10 @@ def _append(
     """A new node's output, with shape and type of `like`. The graph is sorted at the end."""
     import onnx_ir
 
-    node = onnx_ir.node(operator, inputs, attributes, name=output)
+    taken, name = {node.name for node in model.graph}, output
+    while name in taken:  # a foreign graph may have a node of that name
+        name += "_"
+    node = onnx_ir.node(operator, inputs, attributes, name=name)
     value = node.outputs[0]
     value.name = output
     value.shape, value.type = like.shape, like.type

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 FLOAT, INT64 = 1, 7  # onnx.TensorProto's
@@ -154,7 +153,7 @@ def tf2onnx(plain: Plain) -> Any:
 def torch_old(plain: Plain) -> Any:
     """NCHW of a fixed opset 11: weights among the inputs, Dropout with a ratio, Shape, Gather,
     Unsqueeze and Concat in front of a Reshape, Gemm with transB, Softmax of two axes or more."""
-    from onnx import helper
+    from onnx import helper, numpy_helper
 
     w = Writer()
     x, index = "input.1", 0
@@ -167,7 +166,8 @@ def torch_old(plain: Plain) -> Any:
         x = w.node("Relu", [w.node("Conv", [x, weight, bias], pads=[1, 1, 1, 1])])
         index += 1
     x = w.node("AveragePool", [x], kernel_shape=[1, 1], strides=[1, 1])
-    w.nodes.append(helper.make_node("Constant", [], ["zero"], value_int=0))
+    zero = numpy_helper.from_array(np.array(0, np.int64))
+    w.nodes.append(helper.make_node("Constant", [], ["zero"], value=zero))
     batch = w.node("Gather", [w.node("Shape", [x]), "zero"], axis=0)
     batch = w.node("Unsqueeze", [batch], axes=[0])
     x = w.node("Reshape", [x, w.node("Concat", [batch, w.sizes("rest", -1)], axis=0)])
@@ -175,7 +175,7 @@ def torch_old(plain: Plain) -> Any:
         weight, bias = (w.weight(f"classifier.{product}.{part}", plain.tensors[f"f{product}.{part}"])
                         for part in ("weight", "bias"))  # fmt: skip
         last = product == plain.products - 1
-        x = w.node("Gemm", [x, weight, bias], "" if last else "", transB=1)
+        x = w.node("Gemm", [x, weight, bias], transB=1)
         if not last:
             x = w.node("Dropout", [w.node("Relu", [x])], ratio=0.5)
     w.node("Softmax", [x], "output", axis=1)
@@ -278,7 +278,9 @@ def save(tmp_path: Path) -> Callable[..., Path]:
         folder.mkdir(exist_ok=True)
         path = folder / "foreign.onnx"
         beside = {"save_as_external_data": True, "location": "weights.bin"} if external else {}
-        onnx.save(model, path, **beside)
+        copy = onnx.ModelProto()  # which saving may change
+        copy.CopyFrom(model)
+        onnx.save(copy, path, **beside)
         return path
 
     return write
