@@ -84,8 +84,8 @@ def can_evaluate(node: ir.Node) -> bool:
 def _generated(node: ir.Node) -> float:
     """How many elements a generator would make: infinitely many where that is not known."""
     if node.op_type == "ConstantOfShape":
-        shape = array(node.inputs[0])
-        return math.prod(int(side) for side in shape) if shape is not None else math.inf
+        wanted = array(node.inputs[0])
+        return math.prod(int(side) for side in wanted) if wanted is not None else math.inf
     shape = node.outputs[0].shape
     if shape is None or not all(isinstance(side, int) for side in shape):
         return math.inf

@@ -163,7 +163,8 @@ def _per_channel(value: ir.Value | None, channels: int, rank: int, axis: int) ->
         return None
     if shape[axis] not in (1, channels):
         return None
-    return np.broadcast_to(content.reshape(-1).astype(np.float64), channels).copy()
+    spread: Vector = np.broadcast_to(content.reshape(-1).astype(np.float64), channels).copy()
+    return spread
 
 
 def _apply(graph: ir.Graph, found: graphs.WeightedNode, whole: _Affine) -> None:

@@ -61,8 +61,9 @@ def test_builds_and_agrees_with_the_original(
     assert said["output"]["name"] == model.graph.output[0].name
     judged = verification.verify(out, data=str(heldout_folder))
     assert (judged["judged"], judged["note"]) == ("data", "")
-    # The reference is the file itself, not what became of it.
-    assert judged["parity"]["cosine_min"] > 0.99
+    # The reference is the file itself, not what became of it. 20 dB and more with weights of 7 bits
+    # in sixteen random layers of a few channels; a wrong scale, or a layer lost, leaves less than 10.
+    assert judged["parity"]["sqnr_db"] > 15
     with targets.get("ov-int8").open(bundle.open_bundle(out), RunOptions()) as runner:
         layers = runner.executed_layers()
     heavy = [layer for layer in layers if layer["type"] in ("Convolution", "FullyConnected")]
