@@ -127,14 +127,17 @@ def array(value: ir.Value | None) -> NDArray[Any] | None:
 def become_constant(graph: ir.Graph, value: ir.Value, result: NDArray[Any]) -> None:
     """Let everything that reads `value` read an initializer of the same name."""
     if value.uses():
-        value.replace_all_uses_with(constant(graph, str(value.name), result))
+        name = str(value.name)
+        value.name = f"{name}.computed"
+        value.replace_all_uses_with(constant(graph, name, result))
 
 
 def constant(graph: ir.Graph, name: str, content: NDArray[Any]) -> ir.Value:
     """A new initializer, under `name` or, where that is taken, the like."""
     import onnx_ir
 
-    while name in graph.initializers:
+    taken = {value.name for node in graph for value in node.outputs} | set(graph.initializers)
+    while name in taken:
         name += "_"
     tensor = onnx_ir.tensor(np.ascontiguousarray(content).reshape(content.shape), name=name)
     made = onnx_ir.val(name, const_value=tensor)

@@ -460,6 +460,78 @@ def test_image_of_integers_is_refused(foreign: Foreign, save: Save, tmp_path: Pa
     refused(model, save, tmp_path, "'input_1:0' is of another type: got uint8, expected float32")
 
 
+def test_function_of_the_model_is_inlined(foreign: Foreign, taken: Callable[..., Path]) -> None:
+    model = foreign("torch_old", features=SHORT, size=16)
+    imports = [helper.make_opsetid("", 11)]
+    body = [helper.make_node("Relu", ["x"], ["y"])]
+    model.functions.append(helper.make_function("own", "Activate", ["x"], ["y"], body, imports))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    relu = nodes_of(model, "Relu")[0]
+    relu.op_type, relu.domain = "Activate", "own"
+    adopted = taken(model)
+    assert kinds(adopted)["Relu"] == 4
+    assert_same(model, adopted)
+
+
+@pytest.mark.parametrize("sides", [(1 << 20, 1 << 20, 3, 3), (4, 3, 3, 3)], ids=["huge", "small"])
+def test_tensor_of_any_size_is_not_made_at_a_words_notice(
+    foreign: Foreign, taken: Callable[..., Path], sides: tuple[int, ...]
+) -> None:
+    """ConstantOfShape makes weights too, but not terabytes of them."""
+    model = foreign("torch_old", features=SHORT, size=16)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(sides), "sides"))
+    tenth = helper.make_tensor("tenth", onnx.TensorProto.FLOAT, [1], [0.1])
+    made = helper.make_node("ConstantOfShape", ["sides"], ["made"], value=tenth)
+    model.graph.node.insert(0, made)
+    nodes_of(model, "Conv")[0].input[1] = "made"
+    adopted = taken(model)
+    huge = sides[0] > 4
+    assert kinds(adopted)["ConstantOfShape"] == int(huge)
+    if huge:
+        assert [why for _, why in place(graphs.read(adopted)).left] == [
+            "its weights are not constant"
+        ]
+    else:
+        assert_same(model, adopted)
+
+
+@pytest.mark.parametrize("alpha", [0.1, None])
+def test_activation_in_front_of_a_pool_is_quantized_there(
+    foreign: Foreign, taken: Callable[..., Path], alpha: float | None
+) -> None:
+    """LeakyRelu needs a sign, ReLU6 needs none."""
+    model = foreign("torch_old", features=SHORT, size=16)
+    relu = nodes_of(model, "Relu")[0]
+    if alpha is None:
+        relu.op_type = "Clip"
+        for name, bound in (("low", 0), ("high", 6)):
+            model.graph.initializer.append(numpy_helper.from_array(np.float32(bound), name))
+            relu.input.append(name)
+    else:
+        relu.op_type = "LeakyRelu"
+        relu.attribute.append(helper.make_attribute("alpha", alpha))
+    adopted = taken(model)
+    assert_same(model, adopted)
+    point = place(graphs.read(adopted)).points[1]
+    assert (point.name, point.nonnegative) == (relu.output[0], alpha is None)
+    assert [node.op_type for node, _ in point.reads] == ["MaxPool"]
+
+
+def test_data_of_a_constant_node_outside_of_the_folder_is_refused(
+    foreign: Foreign, save: Save, tmp_path: Path
+) -> None:
+    model = foreign("torch_old", features=SHORT, size=16)
+    tensor = onnx.TensorProto(name="secret", data_type=1, dims=[4], data_location=1)
+    tensor.external_data.add(key="location", value="../secret")
+    (tmp_path / "secret").write_bytes(bytes(16))
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["secret"], value=tensor))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "foreign.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="outside of its folder"):
+        inspect(folder / "foreign.onnx")
+
+
 def test_infinite_weight_is_named(
     foreign: Foreign, taken: Callable[..., Path], tmp_path: Path
 ) -> None:
