@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vggdeploy import graphs
+from vggdeploy import graphs, signs
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 _MOVES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 """Operators whose outputs are values of their first input, so that a scale passes through."""
 
-_KEEPS_SIGN = (*_MOVES, "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Dropout")
-"""Operators that make nothing negative of what is not."""
-
-_NONNEGATIVE = ("Relu", "Sigmoid", "Softmax")
+_ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "Tanh")
+"""Operators whose output is worth 8 bits: what follows them has no other arithmetic of its own."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +69,13 @@ def place(model: ir.Model) -> Placement:
     left: list[tuple[str, str]] = []
     constant = {id(found.node): found for found in graphs.weighted(model)}
     for node in model.graph:
+        label = str(node.name or node.outputs[0].name)
+        if node.op_type == "BatchNormalization" and not node.domain:
+            left.append((label, "BatchNorm behind nothing that it could be folded into"))
         if node.domain or node.op_type not in graphs.WEIGHTED:
             continue
-        label = str(node.name or node.outputs[0].name)
         if id(node) not in constant:
-            left.append((label, "its weights are not constant"))
+            left.append((label, _not_weighted(node)))
             continue
         if reason := _unusual(node):
             left.append((label, reason))
@@ -88,7 +88,8 @@ def place(model: ir.Model) -> Placement:
         if read not in into:
             into.append(read)
     points = tuple(
-        Point(values[name], _nonnegative(values[name]), tuple(into)) for name, into in reads.items()
+        Point(values[name], signs.nonnegative(values[name]), tuple(into))
+        for name, into in reads.items()
     )
     return Placement(points, tuple(chosen), tuple(left))
 
@@ -128,8 +129,8 @@ def scale_sources(model: ir.Model, known: Collection[str]) -> dict[str, str]:
 def _origin(node: ir.Node) -> tuple[ir.Value, tuple[ir.Node, int]]:
     """The tensor to quantize for a weighted node, and the read that is to see it.
 
-    Walks up through operators that only move values; if that leads to a ReLU, the pair goes there,
-    else right in front of the node.
+    Walks up through operators that only move values; if that leads to an activation such as ReLU,
+    the pair goes there, else right in front of the node.
     """
     value, read = node.inputs[0], (node, 0)
     assert value is not None
@@ -138,23 +139,23 @@ def _origin(node: ir.Node) -> tuple[ir.Value, tuple[ir.Node, int]]:
         maker = value.producer()
         if maker is None or maker.domain:
             return near
-        if maker.op_type == "Relu":
+        if maker.op_type in _ACTIVATIONS or signs.clips_at_zero(maker):
             return value, read
-        if maker.op_type not in _MOVES or maker.inputs[0] is None or len(value.uses()) > 1:
+        if not _moves(maker) or maker.inputs[0] is None or len(value.uses()) > 1:
             return near
         value, read = maker.inputs[0], (maker, 0)
 
 
-def _nonnegative(value: ir.Value) -> bool:
-    maker = value.producer()
-    while maker is not None and not maker.domain:
-        if maker.op_type in _NONNEGATIVE:
-            return True
-        source = maker.inputs[0] if maker.inputs else None
-        if maker.op_type not in _KEEPS_SIGN or source is None:
-            return False
-        maker = source.producer()
-    return False
+def _moves(node: ir.Node) -> bool:
+    """Whether a node's outputs are values of its first input, or zeros, which any scale has."""
+    return node.op_type in _MOVES or (node.op_type == "Pad" and signs.pads_zeros(node))
+
+
+def _not_weighted(node: ir.Node) -> str:
+    weight = node.inputs[1]
+    if weight is None or weight.const_value is None:
+        return "its weights are not constant"
+    return "its weights are no matrix"
 
 
 def _unusual(node: ir.Node) -> str:

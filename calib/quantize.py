@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import graphs
+from vggdeploy import graphs, opsets
 from vggdeploy.calib.placement import place
 from vggdeploy.errors import CalibrationError
 
@@ -74,8 +74,7 @@ def quantize(source: Path, table: CalibrationTable, dialect: Dialect, out: Path)
         _quantize_weight(model, found, dialect, done)
     if dialect.high_precision == "float16":
         _to_float16(model)
-        # The first opset whose Q/DQ takes float16 scales.
-        model.graph.opset_imports[""] = max(model.graph.opset_imports[""], 19)
+        opsets.upgrade(model, opsets.FLOAT16_SCALES)
     model.graph.sort()
     graphs.write(model, out, external=False)
     graphs.check(out)
@@ -223,7 +222,10 @@ def _append(
     """A new node's output, with shape and type of `like`. The graph is sorted at the end."""
     import onnx_ir
 
-    node = onnx_ir.node(operator, inputs, attributes, name=output)
+    taken, name = {node.name for node in model.graph}, output
+    while name in taken:  # a foreign graph may have a node of that name
+        name += "_"
+    node = onnx_ir.node(operator, inputs, attributes, name=name)
     value = node.outputs[0]
     value.name = output
     value.shape, value.type = like.shape, like.type
@@ -254,6 +256,9 @@ def _to_float16(model: ir.Model) -> None:
             value.const_value = onnx_ir.tensor(narrow, name=name)
             value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
     for node in graph:
+        target = node.attributes.get("to")
+        if node.op_type == "Cast" and target and target.value == onnx_ir.DataType.FLOAT:
+            node.attributes["to"] = onnx_ir.AttrInt64("to", onnx_ir.DataType.FLOAT16)
         for value in node.outputs:
             if value.dtype == onnx_ir.DataType.FLOAT and not value.is_graph_output():
                 value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)

@@ -4,7 +4,8 @@ Both ways end in the same place: a clean FP32 graph with one image batch in and 
 its weights in a file beside it.
 """
 
-from vggdeploy.export.clean import adopt, clean
+from vggdeploy.export.clean import clean
+from vggdeploy.export.foreign import adopt, inspect
 from vggdeploy.export.from_torch import export
 
-__all__ = ["adopt", "clean", "export"]
+__all__ = ["adopt", "clean", "export", "inspect"]

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["errors", "digests", "machine", "atomic", "topology", "preprocess"],
     [
-        "contracts", "cache", "bundle", "results", "dataset", "graphs", "parity", "budget",
-        "config", "demo", "demo.widen", "demo.digits", "checkpoints", "reference",
+        "contracts", "cache", "bundle", "results", "dataset", "graphs", "opsets", "signs",
+        "parity", "budget", "config", "demo", "demo.widen", "demo.digits", "checkpoints", "reference",
     ],
     ["export", "calib", "targets", "benchmarks"],
     ["sources", "verification", "inputs", "calibration_file", "building", "gates", "doctor", "pipeline"],

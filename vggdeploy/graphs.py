@@ -41,10 +41,8 @@ def read(path: Path) -> ir.Model:
         raise ModelError(f"ONNX file {path} does not exist", fix="check the path")
     try:
         model = onnx_ir.load(path)
-        tensors = [value.const_value for value in model.graph.initializers.values()]
-        for tensor in tensors:
-            if isinstance(tensor, onnx_ir.ExternalTensor):
-                _check_external(path, tensor)
+        for tensor in _external_tensors(model):
+            _check_external(path, tensor)
     except ModelError:
         raise
     except Exception as error:  # protobuf, onnx-ir and numpy each have errors of their own
@@ -83,16 +81,20 @@ def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
 
 def data_files(path: Path, model: ir.Model) -> list[Path]:
     """The files beside `path` that hold its weights, sorted."""
+    return sorted({path.parent / tensor.location for tensor in _external_tensors(model)})
+
+
+def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Every tensor that lies in another file: initializers, and what Constant nodes hold."""
     import onnx_ir
 
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sorted(
-        {
-            path.parent / tensor.location
-            for tensor in tensors
-            if isinstance(tensor, onnx_ir.ExternalTensor)
-        }
-    )
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, onnx_ir.ExternalTensor):
+            yield value.const_value
+    for node in model.graph.all_nodes():
+        for attribute in node.attributes.values():
+            if isinstance(attribute.value, onnx_ir.ExternalTensor):
+                yield attribute.value
 
 
 def write(model: ir.Model, path: Path, *, external: bool) -> None:
@@ -148,42 +150,79 @@ class Signature:
     output: TensorSpec
 
 
+def ports(model: ir.Model) -> tuple[ir.Value, ir.Value]:
+    """The one input and the one output.
+
+    Raises:
+        ModelError: for none or several.
+    """
+    inputs = images(model)
+    for name, found in (("input", inputs), ("output", model.graph.outputs)):
+        if len(found) != 1:
+            raise ModelError(
+                f"the graph has {len(found)} {name}s",
+                got=", ".join(str(v.name) for v in found) or "none",
+                expected="one",
+                fix="cut the graph to a classifier of one image batch",
+            )
+    return inputs[0], model.graph.outputs[0]
+
+
 def signature(model: ir.Model) -> Signature:
-    """The one input and the one output of an image classifier.
+    """What an image classifier takes and gives.
 
     Raises:
         ModelError: for several inputs or outputs, an input that is no image batch, or unknown
             shapes.
     """
-    inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
-    for name, found in (("input", inputs), ("output", model.graph.outputs)):
-        if len(found) != 1:
-            raise ModelError(
-                f"the graph has {len(found)} {name}s",
-                got=", ".join(str(v.name) for v in found),
-                expected="one",
-                fix="cut the graph to a classifier of one image batch",
-            )
-    specs = []
-    for value, rank in ((inputs[0], 4), (model.graph.outputs[0], 2)):
-        shape = static_shape(value)
-        if shape is None or len(shape) != rank or any(side is None for side in shape[1:]):
-            raise ModelError(
-                f"tensor {value.name!r} has no usable shape",
-                got="none" if shape is None else str(list(shape)),
-                expected="[batch, channels, height, width] in and [batch, classes] out, "
-                "all but the batch fixed",
-                fix="export the model with fixed image sizes",
-            )
-        specs.append(TensorSpec(str(value.name), (None, *shape[1:])))
-    if 3 not in (specs[0].shape[1], specs[0].shape[3]):
+    _, scores = ports(model)
+    return Signature(image_input(model), _spec(scores, 2, "[batch, classes] out"))
+
+
+def image_input(model: ir.Model) -> TensorSpec:
+    """The one input, which is an image batch, NCHW or NHWC.
+
+    Raises:
+        ModelError: when it is none.
+    """
+    image, _ = ports(model)
+    spec = _spec(image, 4, "[batch, channels, height, width] or [batch, height, width, channels]")
+    if 3 not in (spec.shape[1], spec.shape[3]):
         raise ModelError(
-            f"input {specs[0].name!r} is no RGB image",
-            got=specs[0],
+            f"input {spec.name!r} is no RGB image",
+            got=spec,
             expected="3 channels",
             fix="cut the graph to a classifier of one image batch",
         )
-    return Signature(*specs)
+    return spec
+
+
+def _spec(value: ir.Value, rank: int, expected: str) -> TensorSpec:
+    shape = static_shape(value)
+    if shape is None or len(shape) != rank or any(not side or side < 0 for side in shape[1:]):
+        raise ModelError(
+            f"tensor {value.name!r} has no usable shape",
+            got="none" if shape is None else f"[{', '.join(map(_side, shape))}]",
+            expected=f"{expected}, all but the batch fixed",
+            fix="export the model with fixed image sizes",
+        )
+    if value.dtype is not None and value.dtype.name != "FLOAT":
+        raise ModelError(
+            f"tensor {value.name!r} is of another type",
+            got=value.dtype.name.lower(),
+            expected="float32",
+            fix="cut the graph to a classifier of one float32 image batch",
+        )
+    return TensorSpec(str(value.name), (None, *shape[1:]))
+
+
+def _side(side: int | None) -> str:
+    return "?" if side is None else str(side)
+
+
+def images(model: ir.Model) -> list[ir.Value]:
+    """The graph's inputs but for weights, which old files list among them."""
+    return [v for v in model.graph.inputs if v.name not in model.graph.initializers]
 
 
 def static_shape(value: ir.Value) -> tuple[int | None, ...] | None:
@@ -235,6 +274,54 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     return node.attributes[name].value if name in node.attributes else default
 
 
+def label(node: ir.Node) -> str:
+    """What messages call a node."""
+    return f"{node.op_type} {str(node.name or node.outputs[0].name)!r}"
+
+
+def bypass(graph: ir.Graph, node: ir.Node) -> bool:
+    """Let what reads a node's first output read its first input, and remove the node.
+
+    False, and nothing done, where the graph's output would be its input or a weight.
+    """
+    source, result = node.inputs[0], node.outputs[0]
+    assert source is not None
+    if result.is_graph_output():
+        if source.producer() is None or source.is_graph_output():
+            return False
+        _hand_over(graph, result, source)
+    result.replace_all_uses_with(source)
+    graph.remove(node, safe=True)
+    return True
+
+
+def insert_behind(graph: ir.Graph, node: ir.Node, behind: ir.Node) -> None:
+    """Put `behind`, which reads the first output of `node`, in front of all its other readers."""
+    result, last = node.outputs[0], behind.outputs[0]
+    for reader, index in list(result.uses()):
+        if reader is not behind:
+            reader.replace_input_with(index, last)
+    last.name = f"{result.name}.{behind.op_type.lower()}"
+    graph.insert_after(node, behind)
+    if result.is_graph_output():
+        _hand_over(graph, result, last)
+
+
+def _hand_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Make `new` the graph's output in place of `old`, under its name."""
+    graph.outputs[list(graph.outputs).index(old)] = new
+    name = str(old.name)
+    old.name, new.name = f"{name}.before", name
+    new.shape, new.type = old.shape, old.type
+
+
+def scalar(node: ir.Node, index: int) -> float | None:
+    """A node's input of one constant element; None where it is missing or something else."""
+    value = node.inputs[index] if len(node.inputs) > index else None
+    tensor = value.const_value if value is not None else None
+    return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
+
+
 def layer_rows(model: ir.Model) -> list[dict[str, Any]]:
     """The budget of a graph: name, output shape for one image, parameters and MACs of each layer.
 
@@ -247,9 +334,8 @@ def layer_rows(model: ir.Model) -> list[dict[str, Any]]:
         tensor = found.weight.const_value
         assert tensor is not None
         weights = _elements(tensor.shape)
-        positions = (
-            math.prod(side or 1 for side in output[2:]) if found.node.op_type == "Conv" else 1
-        )
+        spread = output[2:] if found.node.op_type == "Conv" else output[1:-1]
+        positions = math.prod(side or 1 for side in spread)
         bias = found.node.inputs[2] if len(found.node.inputs) > 2 else None
         offset = bias.const_value if bias is not None else None
         rows.append(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import dataset, digests, graphs, parity, targets
+from vggdeploy import dataset, digests, export, graphs, parity, targets
 from vggdeploy import preprocess as preprocessing
 from vggdeploy import reference as references
 from vggdeploy.contracts import GraphTarget, RunOptions, Target
@@ -125,8 +125,7 @@ def from_onnx(model: Path, preprocess: Preprocess) -> Source:
         ConfigError: when the preprocessing does not fit its input.
     """
     path = model.expanduser().resolve()
-    found = graphs.read(path)
-    signature = graphs.signature(found)
+    signature = export.inspect(path)
     if signature.input.shape[1:] != preprocess.input_shape:
         raise ConfigError(
             f"the preprocessing does not fit {path.name}",
@@ -134,7 +133,7 @@ def from_onnx(model: Path, preprocess: Preprocess) -> Source:
             expected=str(list(signature.input.shape[1:])),
             fix="give --preprocess a TOML file with the network's size and layout",
         )
-    files = [path, *graphs.data_files(path, found)]
+    files = [path, *graphs.data_files(path, graphs.read(path))]
     sha256 = digests.sha256_json([digests.sha256_file(file) for file in files])
     return Source(None, path, sha256, preprocess)
 

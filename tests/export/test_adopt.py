@@ -123,7 +123,7 @@ def test_unknown_operator_is_named(save: Save, out: Path, edit: Any, words: str)
 
 
 def test_opset_9_is_refused(save: Save, out: Path) -> None:
-    with pytest.raises(ModelError, match=r"opset.*got 9, expected 13 to .*version_converter"):
+    with pytest.raises(ModelError, match=r"opset.*got 9, expected 11 to .*version_converter"):
         adopt(save(lambda model: setattr(model.opset_import[0], "version", 9)), out)
 
 

@@ -187,12 +187,13 @@ class OpenVINORunner(Runner):
         self._core = ov.Core()
         target.require_device(self._core, options.device)
         self._model = model if isinstance(model, ov.Model) else _read(ov, model)
+        _float_ports(ov, self._model)
         own = [port.get_any_name() for port in self._model.outputs]
         if taps:
             self._model.add_outputs(list(taps))
         port = self._model.inputs[0]
         sides = [side.get_length() for side in list(port.get_partial_shape())[1:]]
-        self._model.reshape({port: [options.batch, *sides]})
+        _fix_batch(self._model, [options.batch, *sides], self.name)
         self.input = TensorSpec(port.get_any_name(), (options.batch, *sides))
         names = [*own, *taps]
         self.outputs = tuple(
@@ -286,6 +287,33 @@ def _read(ov: Any, path: Path) -> Any:
             expected="operators that OpenVINO has",
             fix="export the model without them",
         ) from error
+
+
+def _fix_batch(model: Any, shape: list[int], name: str) -> None:
+    """Give a model the input shape that it will run with."""
+    try:
+        model.reshape({model.inputs[0]: shape})
+    except RuntimeError as error:
+        raise ModelError(
+            f"{name}: its graph takes no batch of {shape[0]}",
+            got=_reason(error),
+            fix="export the model with a dynamic batch",
+        ) from error
+
+
+def _float_ports(ov: Any, model: Any) -> None:
+    """Let a foreign graph that is float16 or float64 outside take and give float32 too."""
+    single, others = ov.Type.f32, (ov.Type.f16, ov.Type.bf16, ov.Type.f64)
+    if not any(port.get_element_type() in others for port in (*model.inputs, *model.outputs)):
+        return
+    converter = ov.preprocess.PrePostProcessor(model)
+    for index, port in enumerate(model.inputs):
+        if port.get_element_type() in others:
+            converter.input(index).tensor().set_element_type(single)
+    for index, port in enumerate(model.outputs):
+        if port.get_element_type() in others:
+            converter.output(index).tensor().set_element_type(single)
+    converter.build()
 
 
 def _reason(error: RuntimeError) -> str:
