@@ -23,6 +23,7 @@ from vggdeploy.contracts import (
     TensorSpec,
 )
 from vggdeploy.errors import ConfigError, MissingError, ModelError, missing_package
+from vggdeploy.targets.openvino_graph import free_weights
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
@@ -209,6 +210,7 @@ class OpenVINORunner(Runner):
         port = self._model.inputs[0]
         sides = [side.get_length() for side in list(port.get_partial_shape())[1:]]
         self._model.reshape({port: [options.batch, *sides]})
+        free_weights(self._model)
         self.input = TensorSpec(port.get_any_name(), (options.batch, *sides))
         names = [*own, *taps]
         self.outputs = tuple(
