@@ -87,7 +87,9 @@ def fake_quantizes(layers: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def main(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="An ov-int8 bundle.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="An ov-int8 or ov-int8-w4 bundle.")
+    ],
     onnx: Annotated[Path, typer.Argument(help="The FP32 graph that it was built from.")],
     calib_data: Annotated[Path | None, typer.Option(help="Images; the demo's if left out.")] = None,
     calib_images: Annotated[int, typer.Option(help="How many calibrate NNCF.")] = 128,
@@ -100,11 +102,11 @@ def main(
     terminal = Terminal()
     opened = bundle.open_bundle(path)
     target = targets.get(opened.target)
-    if opened.target != "ov-int8" or not isinstance(target, GraphTarget):
+    if opened.target not in ("ov-int8", "ov-int8-w4") or not isinstance(target, GraphTarget):
         raise BundleError(
             f"{path} is no bundle to compare",
             got=opened.target,
-            expected="ov-int8",
+            expected="ov-int8 or ov-int8-w4",
             fix="build it with --target ov-int8",
         )
     probes = opened.probes()

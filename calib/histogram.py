@@ -1,9 +1,10 @@
-"""A streaming observer: exact range, and a histogram that fits any float without growing.
+"""A streaming observer: exact range, and counts of magnitudes, channel by channel.
 
-The bins are float32's own: a magnitude's sign-less bit pattern without its lowest bits. Each
-octave has 1,024 bins of equal width, so every bin is narrower than a thousandth of its value, and
-all floats fit from the start. Nothing is rescaled when a larger value comes, counts are whole
-numbers, and histograms add up: the result does not depend on the order of the images.
+The bins are float32's own: a magnitude's sign-less bit pattern without its lowest bits, 32 bins of
+equal width an octave, over the 24 octaves below the largest magnitude. Counts are whole numbers,
+histograms add up, and when a larger value comes the window moves by whole octaves: the result does
+not depend on the order of the images. Every other image is counted apart, so that what one half
+suggests can be tried on the other.
 """
 
 from __future__ import annotations
@@ -16,11 +17,18 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_DROPPED_BITS = 13
-"""Of float32's 23 bits of significand, 10 are kept."""
-_BINS = 1 << (31 - _DROPPED_BITS)
-_FIRST_NONFINITE = 0xFF << (23 - _DROPPED_BITS)
+_OCTAVE = 32
+"""Bins an octave. Within a bin the density is taken as even: see `Magnitudes.error`."""
+_OCTAVES = 24
+"""float32's significand: what is smaller than the largest magnitude by more counts as zero."""
+_BINS = _OCTAVE * _OCTAVES
+_SHIFT = 23 - 5
+_FIRST_NONFINITE = 0xFF * _OCTAVE
 _MAGNITUDE = np.int32(0x7FFFFFFF)
+
+COUNTED = 1 << 12
+"""Positions of a channel that are counted in one image, about: a map of 224x224 is counted at
+every fourth row and column, in turn from image to image. Its range is taken from all."""
 
 
 @dataclass(frozen=True)
@@ -28,70 +36,184 @@ class Magnitudes:
     """The distribution of ``|x|``: what the methods choose a threshold from.
 
     Attributes:
-        centres: float64 ``[M]``, ascending, the middle of each bin that holds anything.
-        counts: int64 ``[M]``, above 0.
+        low: float64 ``[M]``, ascending, where each bin that holds anything begins.
+        high: float64 ``[M]``, where it ends.
+        counts: float64 ``[M]``, above 0; the weight of each bin where channels are weighted.
+        zeros: the count of what is zero, or nothing beside the largest.
         amax: the exact largest magnitude.
     """
 
-    centres: NDArray[np.float64]
-    counts: NDArray[np.int64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    counts: NDArray[np.float64]
+    zeros: float
     amax: float
+
+    def error(self, threshold: float, levels: int) -> float:
+        """Summed squared error of rounding to ``threshold / levels`` and clipping at `threshold`.
+
+        The exact integral over bins of even density, so that bins wider than a step are no matter.
+        """
+        step = threshold / levels
+        whole = _error_integral(self.high / step, levels) - _error_integral(
+            self.low / step, levels
+        )
+        return float(self.counts @ (whole / (self.high - self.low))) * step**3
+
+
+def _error_integral(x: NDArray[np.float64], levels: int) -> NDArray[np.float64]:
+    """The integral from 0 to `x`, in steps, of the squared error of rounding and clipping.
+
+    Each whole step contributes 1/12; from n to x, the nearest whole number being n, it is
+    (x - n)^3 / 3, which is negative below n.
+    """
+    nearest = np.minimum(np.rint(x), levels)
+    integral: NDArray[np.float64] = nearest / 12 + (x - nearest) ** 3 / 3
+    return integral
 
 
 class Histogram:
     """Range and magnitudes of one tensor over many images.
 
     Attributes:
-        count: elements seen.
+        channels: along the tensor's axis 1; 1 where they are not told apart.
+        count: elements counted.
         min: smallest value; infinity before the first.
         max: largest value; minus infinity before the first.
         nonfinite: how many elements were NaN or infinite.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, channels: int = 1) -> None:
+        self.channels = channels
         self.min = np.inf
         self.max = -np.inf
         self.nonfinite = 0
-        self._counts = np.zeros(_BINS, np.int64)
+        self._images = 0
+        self._top = 0  # the octave that the window ends with
+        # [half, channel, bin]; bin 0 is zero, and what is too small for the window.
+        self._counts = np.zeros((2, channels, 1 + _BINS), np.int64)
+        self._amax = np.zeros((2, channels), np.float32)
+
+    @property
+    def count(self) -> int:
+        return int(self._counts.sum())
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Count every element of a float32 array of any shape."""
-        flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-        if not flat.size:
+        """Count one image's tensor, float32, ``[1, channels, ...]`` or of any shape."""
+        values = np.ascontiguousarray(values, np.float32).reshape(self.channels, -1)
+        half, self._images = self._images % 2, self._images + 1
+        if not values.size:
             return
-        bits = (flat.view(np.int32) & _MAGNITUDE) >> _DROPPED_BITS
-        found = np.bincount(bits, minlength=_BINS)
-        self.nonfinite += int(found[_FIRST_NONFINITE:].sum())
-        self._counts += found
-        self.count += flat.size
-        self.min = min(self.min, float(flat.min()))
-        self.max = max(self.max, float(flat.max()))
+        high, low = values.max(1), values.min(1)
+        amax = np.maximum(high, -low)
+        if not np.isfinite(amax).all():
+            self.nonfinite += int(np.count_nonzero(~np.isfinite(values)))
+            return
+        self.min, self.max = min(self.min, float(low.min())), max(self.max, float(high.max()))
+        self._amax[half] = np.maximum(self._amax[half], amax)
+        self._reach(int(_bits(amax).max()) // _OCTAVE + 1)
+        bins = _bits(values) - ((self._top - _OCTAVES) * _OCTAVE - 1)
+        np.maximum(bins, 0, out=bins)
+        for channel, row in enumerate(bins):
+            self._counts[half, channel] += np.bincount(row, minlength=1 + _BINS)
 
-    def magnitudes(self) -> Magnitudes:
-        """The distribution of ``|x|`` so far."""
-        index, counts = self.sparse()
-        edges = index.astype(np.int64) << _DROPPED_BITS
-        low = edges.astype(np.int32).view(np.float32).astype(np.float64)
-        width = (edges + (1 << _DROPPED_BITS)).astype(np.int32).view(np.float32) - low
-        amax = max(abs(self.min), abs(self.max))
-        centres = np.minimum(low + width / 2, amax)
-        # The lowest bin holds zero and subnormals; ReLU's zeros are exactly zero.
-        centres[index == 0] = 0.0
-        return Magnitudes(centres, counts, amax)
+    def _reach(self, top: int) -> None:
+        """Move the window up so that it ends with octave `top`."""
+        rise = min((top - self._top) * _OCTAVE, _BINS)
+        if rise <= 0:
+            return
+        counts = self._counts
+        counts[..., 0] += counts[..., 1 : 1 + rise].sum(-1)
+        counts[..., 1 : 1 + _BINS - rise] = counts[..., 1 + rise :].copy()
+        counts[..., 1 + _BINS - rise :] = 0
+        self._top = top
 
-    def sparse(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Indices and counts of the bins that hold anything."""
+    def amax(self, half: int | None = None) -> NDArray[np.float64]:
+        """The largest magnitude of each channel, ``[channels]``, of one half of the images or
+        of all."""
+        found = self._amax.max(0) if half is None else self._amax[half]
+        return found.astype(np.float64)
+
+    def edges(self) -> NDArray[np.float64]:
+        """Where the bins above zero begin, and where the last ends: ``[bins + 1]``."""
+        first = (self._top - _OCTAVES) * _OCTAVE
+        index = np.arange(first, first + _BINS + 1).clip(0, _FIRST_NONFINITE - 1)
+        return (index << _SHIFT).astype(np.int32).view(np.float32).astype(np.float64)
+
+    def counts(self, half: int | None = None) -> NDArray[np.int64]:
+        """``[channels, 1 + bins]``, of one half of the images or of all; first that of zero."""
+        found: NDArray[np.int64] = self._counts.sum(0) if half is None else self._counts[half]
+        return found
+
+    def magnitudes(
+        self,
+        factors: NDArray[np.float64] | None = None,
+        weights: NDArray[np.float64] | None = None,
+        half: int | None = None,
+    ) -> Magnitudes:
+        """The distribution of ``|x|``.
+
+        Args:
+            factors: what each channel is multiplied by first, ``[channels]``.
+            weights: what an element of each channel counts for, ``[channels]``.
+            half: 0 or 1 for every other image; None for all.
+        """
+        counts, own = self.counts(half), self.edges()
+        weight = np.ones(self.channels) if weights is None else weights
+        if factors is None:
+            return _magnitudes(weight @ counts, own, float(self.amax(half).max(initial=0)))
+        amax = float((self.amax(half) * factors).max(initial=0))
+        # Scaled bins fall between the tensor's own, and are shared out among them.
+        edges = own * (amax / max(own[-1], np.finfo(float).tiny))
+        shared = np.zeros(1 + _BINS)
+        for channel in np.flatnonzero(counts[:, 1:].any(1)):
+            running = np.cumsum(counts[channel, 1:], dtype=np.float64)
+            at = np.interp(edges, own * factors[channel], np.concatenate(([0.0], running)))
+            shared[1:] += weight[channel] * np.diff(at)
+        shared[0] = weight @ counts.sum(1) - shared[1:].sum()
+        return _magnitudes(shared, edges, amax)
+
+    def save(self) -> dict[str, NDArray[np.generic]]:
+        """Arrays that `restore` takes back; only the bins that hold anything."""
         index = np.flatnonzero(self._counts)
-        return index.astype(np.int32), self._counts[index]
+        return {
+            "bins": index.astype(np.int32),
+            "counts": self._counts.reshape(-1)[index],
+            "amax": self._amax,
+            "range": np.array([self.min, self.max]),
+            "state": np.array([self.channels, self._images, self._top]),
+        }
 
     @classmethod
-    def restore(
-        cls, index: NDArray[np.int32], counts: NDArray[np.int64], low: float, high: float
-    ) -> Histogram:
-        """The histogram that `sparse` and the range came from."""
-        made = cls()
-        made._counts[index] = counts
-        made.count = int(counts.sum())
-        made.min, made.max = low, high
+    def restore(cls, saved: dict[str, NDArray[np.generic]]) -> Histogram:
+        """The histogram that `save` wrote."""
+        channels, images, top = (int(value) for value in saved["state"])
+        made = cls(channels)
+        made._counts.reshape(-1)[saved["bins"].astype(np.int64)] = saved["counts"]
+        made._amax[:] = saved["amax"]
+        made.min, made.max = (float(value) for value in saved["range"])
+        made._images, made._top = images, top
         return made
+
+
+def counted(values: NDArray[np.float32], image: int) -> NDArray[np.float32]:
+    """The positions of a map ``[1, channels, H, W]`` that are counted in image number `image`."""
+    if values.ndim != 4:
+        return values
+    step = max(1, int(np.sqrt(values.shape[2] * values.shape[3] / COUNTED) + 0.5))
+    return values[:, :, image % step :: step, image // step % step :: step]
+
+
+def _bits(values: NDArray[np.float32]) -> NDArray[np.int32]:
+    bits: NDArray[np.int32] = (values.view(np.int32) & _MAGNITUDE) >> _SHIFT
+    return bits
+
+
+def _magnitudes(
+    counts: NDArray[np.floating], edges: NDArray[np.float64], amax: float
+) -> Magnitudes:
+    held = np.flatnonzero(counts[1:] > 0)
+    # The last bin ends where the tensor does.
+    high = np.minimum(edges[held + 1], amax) if len(held) else edges[:0]
+    low = np.minimum(edges[held], high * (1 - 1e-9))
+    return Magnitudes(low, high, counts[1:][held].astype(np.float64), float(counts[0]), amax)

@@ -37,11 +37,13 @@ def minmax(magnitudes: Magnitudes, levels: int) -> float:
 def percentile(magnitudes: Magnitudes, levels: int, share: float = PERCENTILE) -> float:
     """The magnitude that `share` percent of all elements do not exceed (Wu et al., "Integer
     Quantization for Deep Learning Inference", 2020, section 3.4)."""
-    total = np.cumsum(magnitudes.counts)
+    below = np.concatenate(([0.0], np.cumsum(magnitudes.counts))) + magnitudes.zeros
     # float64 holds every count exactly, but a share of one may fall a hair above a whole number.
-    index = int(np.searchsorted(total, total[-1] * (share / 100) * (1 - 1e-12)))
-    value = float(magnitudes.centres[min(index, len(total) - 1)])
-    return min(value, magnitudes.amax) or _smallest(magnitudes)
+    wanted = below[-1] * (share / 100) * (1 - 1e-12)
+    index = max(int(np.searchsorted(below, wanted)) - 1, 0)
+    low, high = magnitudes.low[index], magnitudes.high[index]
+    part = (wanted - below[index]) / magnitudes.counts[index]
+    return float(low + min(max(part, 0.0), 1.0) * (high - low)) or float(high)
 
 
 def mse(magnitudes: Magnitudes, levels: int) -> float:
@@ -52,17 +54,10 @@ def mse(magnitudes: Magnitudes, levels: int) -> float:
     between the neighbours of the best.
     """
     grid = np.geomspace(1 / 512, 1, 64)
-    best = int(np.argmin([_error(magnitudes, levels, ratio) for ratio in grid]))
+    best = int(np.argmin([magnitudes.error(ratio * magnitudes.amax, levels) for ratio in grid]))
     fine = np.geomspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], 33)
-    errors = [_error(magnitudes, levels, ratio) for ratio in fine]
-    return float(fine[int(np.argmin(errors))] * magnitudes.amax)
-
-
-def _error(magnitudes: Magnitudes, levels: int, ratio: float) -> float:
-    """Summed squared error at the threshold ``ratio * amax``."""
-    scale = ratio * magnitudes.amax / levels
-    quantized = np.minimum(np.rint(magnitudes.centres / scale), levels) * scale
-    return float(magnitudes.counts @ np.square(magnitudes.centres - quantized))
+    errors = [magnitudes.error(ratio * magnitudes.amax, levels) for ratio in fine]
+    return float(min(fine[int(np.argmin(errors))], 1.0) * magnitudes.amax)
 
 
 def entropy(magnitudes: Magnitudes, levels: int) -> float:
@@ -75,10 +70,11 @@ def entropy(magnitudes: Magnitudes, levels: int) -> float:
     scale, so the first bin takes its neighbour's count, as NVIDIA's pytorch-quantization has it.
     """
     groups = levels + 1
-    places = np.minimum(
-        (magnitudes.centres * (ENTROPY_BINS / magnitudes.amax)).astype(np.int64), ENTROPY_BINS - 1
-    )
-    bins = np.bincount(places, magnitudes.counts, ENTROPY_BINS).astype(np.float64)
+    at = np.linspace(0, magnitudes.amax, ENTROPY_BINS + 1)
+    edges = np.column_stack((magnitudes.low, magnitudes.high)).reshape(-1)
+    running = np.cumsum(magnitudes.counts)
+    below = np.column_stack((running - magnitudes.counts, running)).reshape(-1)
+    bins = np.diff(np.interp(at, edges, below, left=0.0))
     bins[0] = bins[1]
     above = bins.sum() - np.cumsum(bins)
     best, best_end = np.inf, ENTROPY_BINS
@@ -105,19 +101,15 @@ def _divergence(bins: NDArray[np.float64], above: float, groups: int) -> float:
     return float(p @ np.log(p / q))
 
 
-def _smallest(magnitudes: Magnitudes) -> float:
-    """The smallest magnitude above zero, for a tensor that is nearly all zeros."""
-    above = magnitudes.centres[magnitudes.centres > 0]
-    return float(above[0]) if len(above) else magnitudes.amax
-
-
 METHODS: dict[str, Method] = {
     "minmax": minmax,
     "percentile": percentile,
     "entropy": entropy,
     "mse": mse,
+    "auto": mse,
 }
-"""What ``--method`` takes."""
+"""What ``--method`` takes. ``auto`` is `mse` of magnitudes that are weighted by what an error of
+each channel does to the next layer's output."""
 
-DEFAULT = "mse"
+DEFAULT = "auto"
 """The best of these on VGG16 and photographs, by signal to noise at the pooled features."""

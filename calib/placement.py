@@ -61,8 +61,14 @@ class Placement:
     left: tuple[tuple[str, str], ...]
 
 
-def place(model: ir.Model) -> Placement:
-    """Decide where the pairs go. The model is not changed."""
+def place(model: ir.Model, *, matrices: bool = True) -> Placement:
+    """Decide where the pairs go. The model is not changed.
+
+    Args:
+        model: a float graph.
+        matrices: whether matrix products read 8 bits; else only convolutions do, and what stands
+            in front of a product gets no pair on its account.
+    """
     reads: dict[str, list[tuple[ir.Node, int]]] = {}
     values: dict[str, ir.Value] = {}
     chosen: list[WeightedNode] = []
@@ -82,6 +88,8 @@ def place(model: ir.Model) -> Placement:
             continue
         found = constant[id(node)]
         chosen.append(found)
+        if not matrices and not found.convolution:
+            continue
         value, read = _origin(node)
         values[str(value.name)] = value
         into = reads.setdefault(str(value.name), [])

@@ -1,4 +1,4 @@
-"""Quantization: weights to int8, and QuantizeLinear and DequantizeLinear into the graph.
+"""Quantization: weights to integers, and QuantizeLinear and DequantizeLinear into the graph.
 
 Only explicit Q/DQ is written. Scales are rounded to the dialect's high-precision type first and
 the integers are computed with the rounded scale, so that what the engine multiplies back is what
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggdeploy import graphs, opsets
+from vggdeploy.calib.groups import fitting_group, round_groups
 from vggdeploy.calib.placement import place
 from vggdeploy.errors import CalibrationError
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from vggdeploy.calib.placement import Point
     from vggdeploy.calib.table import CalibrationTable
-    from vggdeploy.contracts import Dialect, IntegerType
+    from vggdeploy.contracts import Dialect, GroupedType, IntegerType
     from vggdeploy.graphs import WeightedNode
 
 _BLOCK_ELEMENTS = 1 << 23
@@ -42,7 +43,7 @@ class Quantized:
     """What was done.
 
     Attributes:
-        weights: names of the layers whose weights are int8 now.
+        weights: names of the layers whose weights are integers now.
         activations: names of the tensors with a Q/DQ pair.
         left: (node, reason) of layers that stay in high precision.
     """
@@ -66,7 +67,7 @@ def quantize(source: Path, table: CalibrationTable, dialect: Dialect, out: Path)
         ModelError: when the result does not pass ONNX's checker.
     """
     model = graphs.read(source)
-    placement = place(model)
+    placement = place(model, matrices=dialect.matrix is None)
     for point in placement.points:
         _insert_pair(model, point, table, dialect)
     done: dict[str, ir.Value] = {}
@@ -75,6 +76,10 @@ def quantize(source: Path, table: CalibrationTable, dialect: Dialect, out: Path)
     if dialect.high_precision == "float16":
         _to_float16(model)
         opsets.upgrade(model, opsets.FLOAT16_SCALES)
+    if dialect.matrix is not None:
+        opsets.upgrade(model, opsets.BLOCK_SCALES)
+        # The first IR version that knows 4-bit integers.
+        model.ir_version = max(model.ir_version, 10)
     model.graph.sort()
     graphs.write(model, out, external=False)
     graphs.check(out)
@@ -147,11 +152,19 @@ def _narrow(values: NDArray[np.floating], dtype: str, what: str) -> NDArray[Any]
 def _quantize_weight(
     model: ir.Model, found: WeightedNode, dialect: Dialect, done: dict[str, ir.Value]
 ) -> None:
-    """Put int8 weights and a DequantizeLinear in place of a float weight."""
+    """Put integer weights and a DequantizeLinear in place of a float weight.
+
+    A matrix product without a group that divides its inputs has int8 weights, one scale a channel,
+    whatever its dialect.
+    """
     name = str(found.weight.name)
-    if name not in done:
-        tensor = found.weight.const_value
-        assert tensor is not None
+    tensor = found.weight.const_value
+    assert tensor is not None
+    kind = None if found.convolution else dialect.matrix
+    group = fitting_group(tensor.shape[1 - found.channel_axis], kind.group) if kind else None
+    if name not in done and kind and group:
+        done[name] = _group_weight(model, found, kind, group, dialect)
+    elif name not in done:
         integers, scales = round_weights(
             tensor.numpy(), found.channel_axis, dialect.weight, dialect.high_precision, name
         )
@@ -170,6 +183,42 @@ def _quantize_weight(
     found.node.replace_input_with(1, done[name])
     if not found.weight.uses():
         model.graph.initializers.pop(name)
+
+
+def _group_weight(
+    model: ir.Model, found: WeightedNode, kind: GroupedType, group: int, dialect: Dialect
+) -> ir.Value:
+    """Weights of a matrix product in groups of `group` inputs: what stands for the float ones."""
+    import onnx_ir
+
+    name = str(found.weight.name)
+    tensor = found.weight.const_value
+    assert tensor is not None
+    inputs_axis = 1 - found.channel_axis
+    integers, scales = round_groups(np.moveaxis(tensor.numpy(), inputs_axis, 1), kind, group)
+    narrow = onnx_ir.DataType[kind.dtype.upper()].numpy()
+    parts = [
+        _constant(model, f"{name}.quantized", np.moveaxis(integers, 1, inputs_axis).astype(narrow)),
+        _constant(
+            model, f"{name}.scale", np.ascontiguousarray(np.moveaxis(scales, 1, inputs_axis))
+        ),
+    ]
+    dequantized = _append(
+        model,
+        "DequantizeLinear",
+        parts,
+        f"{name}.dequantized",
+        like=found.weight,
+        axis=inputs_axis,
+        block_size=group,
+    )
+    if scales.dtype == dialect.high_precision:
+        return dequantized
+    dequantized.type = onnx_ir.TensorType(onnx_ir.DataType.from_numpy(scales.dtype))
+    wide = onnx_ir.DataType.FLOAT
+    return _append(
+        model, "Cast", [dequantized], f"{name}.float32", like=found.weight, to=wide.value
+    )
 
 
 def _insert_pair(model: ir.Model, point: Point, table: CalibrationTable, dialect: Dialect) -> None:

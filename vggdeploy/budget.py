@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes an element takes: weights, activations, and biases, which stay in high precision."""
+    """Bytes an element takes: weights, activations, and biases, which stay in high precision.
+
+    `matrix` is the precision of fully connected layers, where it is another.
+    """
 
     name: str
     weight_bytes: float
     activation_bytes: int
     bias_bytes: int
+    matrix: Precision | None = None
 
 
 PRECISIONS: dict[str, Precision] = {
@@ -32,6 +36,8 @@ PRECISIONS: dict[str, Precision] = {
     "fp16": Precision("fp16", 2, 2, 2),
     "bf16": Precision("bf16", 2, 2, 2),
     "int8": Precision("int8", 1, 1, 4),
+    # 4 bits a weight, a float16 scale for each 64 of them, and float activations.
+    "int8-w4": Precision("int8-w4", 1, 1, 4, Precision("w4", 0.5 + 2 / 64, 4, 4)),
 }
 
 
@@ -113,7 +119,10 @@ def budget(network: Network, precision: str = "fp32", batch: int = 1) -> Budget:
         )
     size = PRECISIONS[precision]
     shown = [row for row in topology.rows(network) if row.layer.kind not in ("relu", "dropout")]
-    layers = tuple(_layer(row, size, batch) for row in shown)
+    layers = tuple(
+        _layer(row, (size.matrix if row.layer.kind == "linear" else None) or size, batch)
+        for row in shown
+    )
     return Budget(
         network.arch,
         precision,
@@ -155,6 +164,10 @@ def from_rows(name: str, rows: list[dict[str, Any]], precision: str) -> dict[str
     """The JSON form of a budget for a network known by its graph alone (`graphs.layer_rows`)."""
     params = sum(row["params"] for row in rows)
     macs = sum(row["macs"] for row in rows)
+    size = PRECISIONS[precision]
+    # The output of a convolution has positions, that of a matrix product has none.
+    matrix = sum(row["params"] for row in rows if size.matrix and len(row["output"]) == 1)
+    matrix_bytes = matrix * size.matrix.weight_bytes if size.matrix else 0
     return {
         "schema": 1,
         "kind": "budget",
@@ -165,7 +178,7 @@ def from_rows(name: str, rows: list[dict[str, Any]], precision: str) -> dict[str
             "params": params,
             "macs": macs,
             "flops": 2 * macs,
-            "weight_bytes": round(params * PRECISIONS[precision].weight_bytes),
+            "weight_bytes": round((params - matrix) * size.weight_bytes + matrix_bytes),
         },
         "layers": rows,
     }

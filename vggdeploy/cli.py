@@ -130,7 +130,7 @@ def budget(
     arch: Annotated[str, typer.Option(help="vgg11 ... vgg19_bn, or alexnet.")] = "vgg16",
     num_classes: Annotated[int, typer.Option(help="Outputs of the network.")] = 1000,
     input_size: Annotated[int, typer.Option(help="Side of the square image, in pixels.")] = 224,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or int8-w4.")] = "fp32",
     batch: Batch = 1,
     json: Json = None,
     force: Force = False,

@@ -69,6 +69,24 @@ class IntegerType:
 
 
 @dataclass(frozen=True)
+class GroupedType:
+    """A type of weights below 8 bits, one scale a group of successive inputs of a channel.
+
+    A weight is ``integer * scale``, integers from `qmin` to `qmax`; scales may be negative.
+
+    Attributes:
+        group: inputs a scale is for, where the layer's inputs are a multiple of it.
+        scale: the type that scales are stored in.
+    """
+
+    dtype: Literal["int4"]
+    qmin: int
+    qmax: int
+    group: int
+    scale: Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
 class Dialect:
     """How a backend wants its Q/DQ graph.
 
@@ -77,6 +95,8 @@ class Dialect:
         signed: the type of any other activation.
         weight: the type of weights, one scale an output channel.
         high_precision: the type of scales, biases and everything that is not quantized.
+        matrix: the type of the weights of matrix products, whose activations then stay in high
+            precision; None where they are quantized as convolutions are.
     """
 
     name: str
@@ -84,6 +104,7 @@ class Dialect:
     signed: IntegerType
     weight: IntegerType
     high_precision: Literal["float32", "float16"]
+    matrix: GroupedType | None = None
 
     def activation(self, nonnegative: bool) -> IntegerType:
         """The type of an activation tensor."""
@@ -99,6 +120,9 @@ INT7 = IntegerType("int8", -63, 63)
 2 * 255 * 63 still fits, 2 * 255 * 127 saturates (Intel, "Lower Numerical Precision Deep Learning
 Inference and Training", 2018)."""
 
+INT4_GROUPS = GroupedType("int4", -8, 7, 64, "float16")
+"""4.25 bits a weight, scales included."""
+
 CPU_WEIGHTS: dict[str, IntegerType] = {"vnni": INT8_NARROW, "avx2": INT7}
 """What ``--cpu-isa`` takes: the CPU that an OpenVINO INT8 target is built for."""
 
@@ -107,6 +131,9 @@ DEFAULT_CPU = "vnni"
 DIALECTS: dict[str, Dialect] = {
     # After ReLU unsigned: 255 levels in place of 127, one bit for nothing.
     "openvino": Dialect("openvino", UINT8, INT8, INT8_NARROW, "float32"),
+    # The fully connected layers of a single image are bound by the bytes of their weights; their
+    # activations cost nothing, so they stay as they are.
+    "openvino-w4": Dialect("openvino-w4", UINT8, INT8, INT8_NARROW, "float32", INT4_GROUPS),
     # TensorRT's INT8 is signed and symmetric alone. float16 for the rest, since an FP32 scale or
     # bias would leave FP32 GEMMs behind.
     "tensorrt": Dialect("tensorrt", INT8, INT8, INT8_NARROW, "float16"),

@@ -250,6 +250,11 @@ class WeightedNode:
         """The weight's name without its ending: ``features.0`` for ``features.0.weight``."""
         return str(self.weight.name).removesuffix(".weight")
 
+    @property
+    def convolution(self) -> bool:
+        """Whether it is a convolution, not a matrix product."""
+        return self.node.op_type == "Conv"
+
 
 def weighted(model: ir.Model) -> Iterator[WeightedNode]:
     """Every node whose multiply-accumulates have constant weights, in order."""

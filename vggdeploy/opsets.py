@@ -27,9 +27,12 @@ PER_CHANNEL = 13
 FLOAT16_SCALES = 19
 """The first whose QuantizeLinear and DequantizeLinear take float16 scales."""
 
+BLOCK_SCALES = 21
+"""The first with 4-bit integers, and with a scale for each block of a DequantizeLinear."""
+
 
 def upgrade(model: ir.Model, version: int) -> None:
-    """Carry a graph to opset `version` (19 at most), if it is older. Edited in place.
+    """Carry a graph to opset `version` (21 at most), if it is older. Edited in place.
 
     Shapes are needed where a Softmax of opset 12 or older is not over the last axis.
 

@@ -25,6 +25,8 @@ def test_totals_are_the_published_ones():
         ("fp16", 2 * (WEIGHTS + BIASES)),
         ("bf16", 2 * (WEIGHTS + BIASES)),
         ("int8", WEIGHTS + 4 * BIASES),
+        # 123,633,664 of the weights have 4 bits, and every 64 of them a scale of two bytes.
+        ("int8-w4", WEIGHTS - 123_633_664 * 15 // 32 + 4 * BIASES),
     ],
 )
 def test_weight_bytes_by_precision(precision, expected):
@@ -46,12 +48,13 @@ def test_the_first_layer_by_hand():
 @pytest.mark.parametrize("precision", budget.PRECISIONS)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_row_and_its_sum(precision, batch):
-    size = budget.PRECISIONS[precision].activation_bytes
+    size = budget.PRECISIONS[precision]
     found = budget.budget(VGG16, precision, batch)
     rows = [row for row in topology.rows(VGG16) if row.layer.kind not in ("relu", "dropout")]
     assert [layer.name for layer in found.layers] == [row.name for row in rows]
     for layer, row in zip(found.layers, rows, strict=True):
-        moved = batch * size * (math.prod(row.input) + math.prod(row.output))
+        element = size.matrix if size.matrix and layer.kind == "linear" else size
+        moved = batch * element.activation_bytes * (math.prod(row.input) + math.prod(row.output))
         assert layer.activation_bytes == moved
         assert layer.macs == row.macs, "MACs are for one image"
         assert layer.intensity == batch * row.macs / (layer.weight_bytes + moved)
@@ -82,6 +85,16 @@ def test_a_foreign_graphs_rows_add_up():
     said = budget.from_rows("mine", rows, "fp16")
     assert said["total"] == {"params": 7, "macs": 30, "flops": 60, "weight_bytes": 14}
     assert (said["arch"], said["layers"]) == ("mine", rows)
+
+
+def test_a_foreign_graphs_products_have_their_own_bytes():
+    rows = [
+        {"name": "a", "params": 64, "macs": 10, "output": [8, 4, 4]},
+        {"name": "b", "params": 640, "macs": 20, "output": [10]},
+    ]
+    said = budget.from_rows("mine", rows, "int8-w4")
+    assert said["total"]["weight_bytes"] == 64 + 320 + 20
+    assert budget.from_rows("mine", rows, "int8")["total"]["weight_bytes"] == 704
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vggdeploy import bundle, parity, pipeline, targets
-from vggdeploy.contracts import RunOptions
+from vggdeploy.contracts import CompileOptions, RunOptions
 from vggdeploy.errors import ConfigError, MissingError, RunnerError
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from vggdeploy.bundle import Bundle
 
-AT_LEAST_DB = {"fp32": 90, "bf16": 25, "fp16": 25, "int8": 15}
+AT_LEAST_DB = {"fp32": 90, "bf16": 25, "fp16": 25, "int8": 15, "int8-w4": 12}
 """How near a target's scores are to the reference's. fp32 differs by the order of its sums; a bf16
-significand has 8 bits, through sixteen layers; int8 loses most where a CPU without VNNI saturates.
-A wrong layout or a lost layer has no decibels at all."""
+significand has 8 bits, through sixteen layers; int8 loses most where a CPU without VNNI saturates,
+and 4-bit weights are 20 dB from the float ones in each of three layers. A wrong layout or a lost layer has no decibels at all."""
 
 
 @pytest.fixture(scope="module", params=targets.REGISTRY)
@@ -252,7 +252,90 @@ def test_int8_engine_runs_in_8_bits_with_no_quantize_between(slim_bundle: Path) 
     assert "Eltwise" not in types[types.index("Convolution") :]
 
 
-def test_int8_engine_is_the_size_of_its_weights(slim_bundle: Path) -> None:
-    opened = bundle.open_bundle(slim_bundle)
+@pytest.fixture(scope="module")
+def w4_bundle(slim: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    pytest.importorskip("openvino")
+    out = tmp_path_factory.mktemp("w4") / "slim"
+    pipeline.build(slim(target="ov-int8-w4", out=out, cpu_isa="avx2"))
+    return bundle.open_bundle(out)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("goal", ["latency", "throughput"])
+def test_w4_engine_runs_convolutions_in_8_bits_and_products_from_4(
+    w4_bundle: Bundle, batch: int, goal: str
+) -> None:
+    with targets.get("ov-int8-w4").open(w4_bundle, RunOptions(batch=batch, goal=goal)) as runner:
+        layers = runner.executed_layers()
+    kinds = [layer["type"] for layer in layers]
+    for layer in layers:
+        if layer["type"] == "Convolution":
+            assert layer["precision"] in ("u8", "i8"), layer
+        elif layer["type"] == "FullyConnected":
+            # The weights' type; f32 where the plugin has unfolded them.
+            assert layer["precision"] in ("i4", "u4"), layer
+    assert (kinds.count("Convolution"), kinds.count("FullyConnected")) == (13, 3)
+    assert not [kind for kind in kinds if "uantize" in kind]
+    assert "Subgraph" not in kinds[kinds.index("Convolution") :]
+    assert "Eltwise" not in kinds[kinds.index("Convolution") :]
+
+
+def test_w4_graph_is_what_the_engine_was_compiled_from(w4_bundle: Bundle, tmp_path: Path) -> None:
+    target = targets.get("ov-int8-w4")
+    files = target.compile(w4_bundle.path / bundle.GRAPH, CompileOptions(), tmp_path)
+    assert [file.read_bytes() for file in files] == [file.read_bytes() for file in w4_bundle.engine]
+
+
+def test_w4_convolutions_are_for_the_cpu_and_products_are_not(w4_bundle: Bundle) -> None:
+    target = targets.get("ov-int8-w4")
+    vnni, avx2 = (target.dialect_for(isa) for isa in ("vnni", "avx2"))
+    assert vnni is not None
+    assert avx2 is not None
+    assert (vnni.weight.qmax, avx2.weight.qmax) == (127, 63)
+    assert vnni.matrix == avx2.matrix
+    assert w4_bundle.manifest["build"]["cpu_isa"] == "avx2"
+
+
+@pytest.mark.parametrize(("built_for", "cautioned"), [("vnni", True), ("avx2", False)])
+@pytest.mark.parametrize("name", ["ov-int8", "ov-int8-w4"])
+def test_a_cpu_that_saturates_is_cautioned_about(
+    name: str, built_for: str, cautioned: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("vggdeploy.machine.saturates", lambda: True)
+    opened = bundle.Bundle(tmp_path, {"build": {"cpu_isa": built_for}})
+    cautions = targets.get(name).cautions(opened, RunOptions())
+    assert bool([said for said in cautions if "--cpu-isa avx2" in said]) is cautioned
+
+
+def test_dynamic_quantization_is_asked_of_the_cpu_alone() -> None:
+    pytest.importorskip("openvino")
+    from vggdeploy.targets.openvino import OpenVINO
+
+    def settings(target: str, device: str) -> dict[str, Any]:
+        found = targets.get(target)
+        assert isinstance(found, OpenVINO)
+        return found.configuration(RunOptions(device=device))
+
+    assert settings("ov-int8-w4", "CPU")["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == 32
+    assert "DYNAMIC_QUANTIZATION_GROUP_SIZE" not in settings("ov-int8-w4", "GPU.0")
+    assert "DYNAMIC_QUANTIZATION_GROUP_SIZE" not in settings("ov-int8", "CPU")
+
+
+@pytest.mark.parametrize("name", ["ov-int8", "ov-int8-w4"])
+def test_integer_engine_is_the_size_of_its_weights(
+    name: str, slim_bundle: Path, w4_bundle: Bundle
+) -> None:
+    opened = bundle.open_bundle(slim_bundle) if name == "ov-int8" else w4_bundle
     weights = sum(layer["weight_bytes"] for layer in opened.budget()["layers"])
-    assert opened.engine_bytes < 1.15 * weights
+    # The slim network has 0.3 MB of description to 2.6 MB of 8-bit weights, or 1.6 MB with 4 bits.
+    assert weights < opened.engine_bytes < weights + 350_000
+
+
+def test_w4_engine_has_4_bits_where_int8_has_8(slim_bundle: Path, w4_bundle: Bundle) -> None:
+    eight, four = bundle.open_bundle(slim_bundle), w4_bundle
+    products = sum(
+        layer["params"] for layer in eight.budget()["layers"] if layer["kind"] == "linear"
+    )
+    saved = eight.engine_bytes - four.engine_bytes
+    # Of each weight half a byte, less a float16 scale for every 64.
+    assert saved == pytest.approx((0.5 - 2 / 64) * products, rel=0.03)

@@ -35,6 +35,13 @@ REGISTRY: dict[str, Entry] = {
     "ov-bf16": Entry("openvino", "OpenVINO", "bf16", None, "OpenVINO, bfloat16"),
     "ov-fp16": Entry("openvino", "OpenVINO", "fp16", None, "OpenVINO, half-precision weights"),
     "ov-int8": Entry("openvino", "OpenVINO", "int8", "openvino", "OpenVINO, 8-bit integers"),
+    "ov-int8-w4": Entry(
+        "openvino",
+        "OpenVINO",
+        "int8-w4",
+        "openvino-w4",
+        "OpenVINO, 8-bit convolutions, 4-bit weights in fully connected layers",
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """OpenVINO: CPU, integrated GPU and NPU.
 
-The engine is OpenVINO's own model format (IR), which carries 8-bit weights as 8 bits and is
-compiled for the device when it is opened.
+The engine is OpenVINO's own model format (IR), which carries 8-bit weights as 8 bits and 4-bit
+weights as 4, and is compiled for the device when it is opened.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from vggdeploy.contracts import (
     TensorSpec,
 )
 from vggdeploy.errors import ConfigError, MissingError, ModelError, missing_package
+from vggdeploy.targets.openvino_graph import free_weights
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
@@ -36,8 +37,19 @@ if TYPE_CHECKING:
 ENGINE = "model.xml"
 
 # OpenVINO's names of precisions: of inference, and among a device's capabilities.
-_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
-_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "int8-w4": "f32"}
+_CAPABILITIES = {
+    "fp32": "FP32",
+    "bf16": "BF16",
+    "fp16": "FP16",
+    "int8": "INT8",
+    "int8-w4": "INT8",
+}
+
+_DYNAMIC_GROUP = 32
+"""Inputs of a layer with 4-bit weights that a CPU with VNNI quantizes together, to 8 bits, while it
+runs: OpenVINO's own choice, fixed here so that an engine does not change with it. A CPU without
+VNNI computes these layers in float32."""
 
 _PROBE_WEIGHT_BYTES = 128 << 20
 """More than most last-level caches hold, so that a read of it comes from memory."""
@@ -108,7 +120,7 @@ class OpenVINO(GraphTarget):
     def cautions(self, bundle: Bundle, options: RunOptions) -> tuple[str, ...]:
         built_for = bundle.manifest["build"].get("cpu_isa")
         on_cpu = options.device.split(":")[0] in ("CPU", "AUTO")
-        if self.precision == "int8" and built_for == "vnni" and on_cpu and machine.saturates():
+        if self.dialect is not None and built_for == "vnni" and on_cpu and machine.saturates():
             return (
                 "this CPU has no VNNI: its 8-bit products are added in 16 bits and may saturate, "
                 "which costs accuracy; build for it with --cpu-isa avx2",
@@ -118,17 +130,20 @@ class OpenVINO(GraphTarget):
     def probes(self, options: RunOptions) -> Sequence[Probe]:
         ov = _openvino()
         options = replace(options, batch=1, goal="latency")
+        # Of 8-bit convolutions and 4-bit weights, the former decide how fast a network is.
+        precision = "int8" if self.dialect else self.precision
         found = []
         for channels, side in ((256, 56), (512, 28), (128, 112)):
-            model, macs = _convolutions(ov, self.precision, channels, side)
+            model, macs = _convolutions(ov, precision, channels, side)
             runner = OpenVINORunner(self, model, (), options, name=f"conv {channels}x{side}x{side}")
             found.append(Probe(runner.name, runner, macs=macs))
         # Bandwidth is the device's, whatever the precision, and 8-bit matrix-vector products are
         # bound by arithmetic on a CPU that has no instruction for them.
-        for target in (self, OpenVINO("ov-fp32", "fp32", None)):
-            model, size = _wide_matrix(ov, target.precision)
-            name = f"{target.precision} matrix-vector product"
-            runner = OpenVINORunner(target, model, (), options, name=name)
+        for target, kind in ((self, precision), (OpenVINO("ov-fp32", "fp32", None), "fp32")):
+            model, size = _wide_matrix(ov, kind)
+            runner = OpenVINORunner(
+                target, model, (), options, name=f"{kind} matrix-vector product"
+            )
             found.append(Probe(runner.name, runner, bytes=size))
         return found
 
@@ -138,6 +153,8 @@ class OpenVINO(GraphTarget):
         if self.precision != "fp16":
             # fp16 is a matter of the weights' size; the device computes as it likes best.
             config["INFERENCE_PRECISION_HINT"] = _HINTS[self.precision]
+        if self.dialect and self.dialect.matrix and options.device.split(".")[0] == "CPU":
+            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _DYNAMIC_GROUP
         return config
 
     def require_device(self, core: Any, device: str) -> None:
@@ -194,6 +211,7 @@ class OpenVINORunner(Runner):
         port = self._model.inputs[0]
         sides = [side.get_length() for side in list(port.get_partial_shape())[1:]]
         _fix_batch(self._model, [options.batch, *sides], self.name)
+        free_weights(self._model)
         self.input = TensorSpec(port.get_any_name(), (options.batch, *sides))
         names = [*own, *taps]
         self.outputs = tuple(
