@@ -223,7 +223,10 @@ def _append(
     """A new node's output, with shape and type of `like`. The graph is sorted at the end."""
     import onnx_ir
 
-    node = onnx_ir.node(operator, inputs, attributes, name=output)
+    name, taken = output, {node.name for node in model.graph}
+    while name in taken:  # many exporters name a node after its output
+        name += "_"
+    node = onnx_ir.node(operator, inputs, attributes, name=name)
     value = node.outputs[0]
     value.name = output
     value.shape, value.type = like.shape, like.type
