@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import float64
 import numpy as np
+import pytest
 import reach
+from networks import FORMS
 
 from vggdeploy import machine
 from vggdeploy.contracts import DIALECTS, RunOptions
@@ -90,13 +92,10 @@ class Engine:
     integer_bias: bool = False
     roundings: tuple[reach.Rounds, ...] = (reach.nowhere,)
 
-    def refuses(self, dialect: Dialect) -> str:
-        """Why this engine's arithmetic does not fit the dialect here; empty when it does."""
-        if self.integers and dialect.weight.qmax > 63 and machine.saturates():
-            return "this CPU adds pairs of 8-bit products in 16 bits, where 2 * 255 * 127 saturates"
-        if self.integers and dialect.high_precision == "float16":
-            return "a float16 graph is for TensorRT; its integers are run by nothing here"
-        return ""
+    def saturates(self, dialect: Dialect) -> bool:
+        """Whether integers overflow here: x86 without VNNI adds pairs of 8-bit products in 16
+        bits, which hold 2 * 255 * 63 and not 2 * 255 * 127."""
+        return self.integers and dialect.weight.qmax > 63 and machine.saturates()
 
 
 ENGINES = {
@@ -110,6 +109,23 @@ ENGINES = {
     # What OpenVINO is to show is no longer fused, and other kernels run.
     "openvino integers": Engine(_openvino, shows=False, integers=True),
 }
+
+
+RUNS = [
+    (name, form)
+    for name, engine in ENGINES.items()
+    for form, dialect in FORMS.items()
+    # A float16 graph is for TensorRT, whose integers nothing here runs.
+    if not (engine.integers and dialect.high_precision == "float16")
+]
+"""Engine and form, by name, of every graph that an engine here can be asked to run."""
+
+
+def exact(name: str, form: str) -> Engine:
+    """The engine; skips the test where this CPU's integers overflow."""
+    if ENGINES[name].saturates(FORMS[form]):
+        pytest.skip("this CPU's 8-bit products saturate at 16 bits with 8-bit weights")
+    return ENGINES[name]
 
 
 @dataclass(frozen=True)
@@ -144,7 +160,9 @@ def hold(engine: Engine, path: Path, image: Array, meant: float64.Graph) -> Verd
         wrongs.append(_outside(intervals, given))
     # Each layer is judged on what the engine itself fed to it, so layers are right or wrong apart.
     wrong = {name: what for name, what in wrongs[0].items() if all(name in w for w in wrongs)}
-    spans = np.concatenate([(intervals[name].high - intervals[name].low).ravel() for name in quantizers])
+    spans = np.concatenate(
+        [(intervals[name].high - intervals[name].low).ravel() for name in quantizers]
+    )
     return Verdict(wrong, float((spans > 0).mean()), int(spans.max()))
 
 

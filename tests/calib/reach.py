@@ -71,7 +71,9 @@ class Interval:
 
     def half(self) -> Interval:
         """Both ends rounded to float16, which keeps their order."""
-        return Interval(*(end.astype(np.float16).astype(np.float64) for end in (self.low, self.high)))
+        return Interval(
+            *(end.astype(np.float16).astype(np.float64) for end in (self.low, self.high))
+        )
 
 
 Rounds = Callable[["float64.Graph", "float64.Node"], bool]
@@ -121,7 +123,7 @@ def reach(
     for node in graph.nodes:
         inputs = [values[name] if name else None for name in node.inputs]
         out = _node(graph, node, inputs)
-        if integer_bias and len(node.inputs) > 2 and node.operator in ("Conv", "Gemm"):
+        if integer_bias:
             out = out.widened(_bias_step(graph, node, out.low.ndim) / 2)
         if graph.types[node.output] == "FLOAT16" and rounds(graph, node):
             out = out.half()
@@ -195,10 +197,15 @@ def _division_slack(x: Interval, scale: Array) -> Array:
 
 
 def _bias_step(graph: float64.Graph, node: float64.Node, rank: int) -> Array:
-    """The product of the scales of both operands, for each output channel."""
+    """The product of the scales of both operands, for each output channel; 0 without a bias."""
     makers = {maker.output: maker for maker in graph.nodes}
+    product = node
+    if node.operator == "Add" and makers[node.inputs[0]].operator == "MatMul":
+        product = makers[node.inputs[0]]  # an optimizer makes one Gemm of both
+    elif node.operator not in ("Conv", "Gemm") or len(node.inputs) < 3:
+        return np.zeros(())
     scales = []
-    for name in node.inputs[:2]:
+    for name in product.inputs[:2]:
         maker = makers[name]
         while maker.operator != "DequantizeLinear":
             maker = makers[maker.inputs[0]]
