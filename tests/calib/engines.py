@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import float64
 import numpy as np
 import pytest
 import reach
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    import float64
     from numpy.typing import NDArray
 
     from vggdeploy.contracts import Dialect
@@ -99,9 +99,11 @@ class Engine:
 
 
 ENGINES = {
-    # Every node as it stands. Where a node has no float16 kernel, float32 is carried through to
-    # the next QuantizeLinear.
-    "onnxruntime": Engine(_onnxruntime, roundings=(reach.weights_and_quantized,)),
+    # Every node as it stands. Nodes without a float16 kernel are given float32, which is carried on
+    # to the next QuantizeLinear, and back to the last DequantizeLinear unless a Flatten is between.
+    "onnxruntime": Engine(
+        _onnxruntime, roundings=(reach.weights_and_quantized, reach.all_but_products)
+    ),
     "onnxruntime optimized": Engine(_onnxruntime_optimized, integers=True, integer_bias=True),
     # float16 is a matter of constants alone, and whether a layer's weights are multiplied out in
     # float16 or kept as integers and scales depends on the layer.

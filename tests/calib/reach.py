@@ -99,6 +99,11 @@ def weights_and_quantized(graph: float64.Graph, node: float64.Node) -> bool:
     )
 
 
+def all_but_products(graph: float64.Graph, node: float64.Node) -> bool:
+    """Also what DequantizeLinear makes of activations; sums and scores are not."""
+    return weights_and_quantized(graph, node) or node.operator == "DequantizeLinear"
+
+
 def reach(
     graph: float64.Graph,
     image: Array,
@@ -151,7 +156,9 @@ def _node(graph: float64.Graph, node: float64.Node, inputs: list[Any]) -> Interv
     if node.operator == "DequantizeLinear":
         rest = [value.low for value in inputs[1:]]
         exact = Interval(of(first.low, *rest), of(first.high, *rest))
-        return exact.widened(UNIT * exact.magnitude)
+        # 8 bits times the 11 of a float16 scale are held by float32 as they are.
+        held = all((end == end.astype(np.float32)).all() for end in (exact.low, exact.high))
+        return exact if held else exact.widened(UNIT * exact.magnitude)
     if node.operator == "Add":
         exact = Interval(*(of(*(getattr(v, end) for v in inputs)) for end in ("low", "high")))
         return exact.widened(UNIT * exact.magnitude)
