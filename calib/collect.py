@@ -17,12 +17,12 @@ from vggdeploy.contracts import Silent
 from vggdeploy.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from vggdeploy.contracts import Reporter, Runner
+    from vggdeploy.contracts import Outputs, Reporter, Runner
     from vggdeploy.dataset import Dataset
     from vggdeploy.preprocess import Preprocess
 
@@ -39,10 +39,9 @@ class Statistics:
         arrays: dict[str, Any] = {
             "images": np.int64(self.images),
             "names": np.array(list(self.tensors), np.str_),
-            "ranges": np.array([[h.min, h.max] for h in self.tensors.values()], np.float64),
         }
         for index, histogram in enumerate(self.tensors.values()):
-            arrays[f"bins{index}"], arrays[f"counts{index}"] = histogram.sparse()
+            arrays |= {f"{key}{index}": array for key, array in histogram.save().items()}
         np.savez(path, **arrays)
 
     @classmethod
@@ -53,18 +52,16 @@ class Statistics:
                 int(file["images"]),
                 {
                     str(name): Histogram.restore(
-                        file[f"bins{index}"], file[f"counts{index}"], float(low), float(high)
+                        {key: file[f"{key}{index}"] for key in Histogram.SAVED}
                     )
-                    for index, (name, (low, high)) in enumerate(
-                        zip(file["names"], file["ranges"], strict=True)
-                    )
+                    for index, name in enumerate(file["names"])
                 },
             )
 
 
 def collect(
     runner: Runner,
-    tensors: Sequence[str],
+    tensors: Mapping[str, str],
     images: Dataset,
     preprocess: Preprocess,
     reporter: Reporter | None = None,
@@ -72,9 +69,9 @@ def collect(
     """Run every image through `runner` and observe `tensors`.
 
     Args:
-        runner: a float network, open, for batches of one image, with an output for each of
-            `tensors` but its own input.
-        tensors: names of the tensors to observe; the input's name is allowed.
+        runner: a float network, open, for batches of one image, with an output for each tensor to
+            observe but its own input.
+        tensors: what is observed, by the name that it is recorded under; the input is allowed.
         images: what to run, in order.
         preprocess: how an image becomes the network's input.
         reporter: told the progress.
@@ -84,31 +81,19 @@ def collect(
         CalibrationError: naming a tensor that held a NaN or an infinity, and the image, or one
             that was empty or the same everywhere.
     """
-    histograms = {name: Histogram() for name in tensors}
-    given: list[NDArray[np.float32]] = []
-
-    def queries() -> Iterator[NDArray[np.float32]]:
-        prepared = dataset.parallel(
-            lambda sample: preprocess.arithmetic(
-                preprocess.geometry(dataset.decode(sample.path))[None]
-            ),
-            images.samples,
-        )
-        for batch in prepared:
-            if runner.input.name in histograms:
-                given.append(batch)
-            yield batch
-
-    results = (reporter or Silent()).track(
-        runner.infer_many(queries()), len(images), "observing activations"
-    )
-    for sample, outputs in zip(images.samples, results, strict=True):
-        for name, histogram in histograms.items():
-            histogram.add(given.pop(0) if name == runner.input.name else outputs[name])
-            if histogram.nonfinite:
+    shapes = {spec.name: spec.shape for spec in (runner.input, *runner.outputs)}
+    histograms = {
+        name: Histogram(int(shapes[seen][1] or 1) if len(shapes[seen]) == 4 else 1)
+        for name, seen in tensors.items()
+    }
+    outputs = passes(runner, images, preprocess, reporter, "observing activations")
+    for sample, held in zip(images.samples, outputs, strict=True):
+        for name, seen in tensors.items():
+            histograms[name].add(held[seen])
+            if histograms[name].nonfinite:
                 raise CalibrationError(
                     f"tensor {name!r} held NaN or infinity for image {sample.path}",
-                    got=f"{histogram.nonfinite} such elements",
+                    got=f"{histograms[name].nonfinite} such elements",
                     expected="finite values",
                     fix="check the weights and --preprocess",
                 )
@@ -122,3 +107,31 @@ def collect(
                 fix="check the weights, --preprocess and the images",
             )
     return Statistics(len(images), histograms)
+
+
+def passes(
+    runner: Runner,
+    images: Dataset,
+    preprocess: Preprocess,
+    reporter: Reporter | None,
+    label: str,
+) -> Iterator[Outputs]:
+    """Each image's outputs, and its input under the input's name, in order.
+
+    Decoding goes on while the network runs. The arrays are valid until the next image's.
+    """
+    given: list[NDArray[np.float32]] = []
+
+    def queries() -> Iterator[NDArray[np.float32]]:
+        for batch in dataset.parallel(
+            lambda sample: preprocess.arithmetic(
+                preprocess.geometry(dataset.decode(sample.path))[None]
+            ),
+            images.samples,
+        ):
+            given.append(batch)
+            yield batch
+
+    results = runner.infer_many(queries())
+    for outputs in (reporter or Silent()).track(results, len(images), label):
+        yield {**outputs, runner.input.name: given.pop(0)}

@@ -55,13 +55,13 @@ class Magnitudes:
         The exact integral over bins of even density, so that bins wider than a step are no matter.
         """
         step = threshold / levels
-        whole = _error_integral(self.high / step, levels) - _error_integral(
+        whole = error_integral(self.high / step, levels) - error_integral(
             self.low / step, levels
         )
         return float(self.counts @ (whole / (self.high - self.low))) * step**3
 
 
-def _error_integral(x: NDArray[np.float64], levels: int) -> NDArray[np.float64]:
+def error_integral(x: NDArray[np.float64], levels: int) -> NDArray[np.float64]:
     """The integral from 0 to `x`, in steps, of the squared error of rounding and clipping.
 
     Each whole step contributes 1/12; from n to x, the nearest whole number being n, it is
@@ -83,6 +83,9 @@ class Histogram:
         nonfinite: how many elements were NaN or infinite.
     """
 
+    SAVED = ("bins", "counts", "amax", "range", "state")
+    """The arrays of `save`."""
+
     def __init__(self, channels: int = 1) -> None:
         self.channels = channels
         self.min = np.inf
@@ -99,20 +102,23 @@ class Histogram:
         return int(self._counts.sum())
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Count one image's tensor, float32, ``[1, channels, ...]`` or of any shape."""
-        values = np.ascontiguousarray(values, np.float32).reshape(self.channels, -1)
-        half, self._images = self._images % 2, self._images + 1
+        """Count one image's tensor: float32 ``[1, channels, H, W]``, or of any shape where the
+        channels are not told apart."""
+        image, self._images = self._images, self._images + 1
         if not values.size:
             return
-        high, low = values.max(1), values.min(1)
+        half = image % 2
+        whole = np.ascontiguousarray(values, np.float32).reshape(self.channels, -1)
+        high, low = whole.max(1), whole.min(1)
         amax = np.maximum(high, -low)
         if not np.isfinite(amax).all():
-            self.nonfinite += int(np.count_nonzero(~np.isfinite(values)))
+            self.nonfinite += int(np.count_nonzero(~np.isfinite(whole)))
             return
         self.min, self.max = min(self.min, float(low.min())), max(self.max, float(high.max()))
         self._amax[half] = np.maximum(self._amax[half], amax)
         self._reach(int(_bits(amax).max()) // _OCTAVE + 1)
-        bins = _bits(values) - ((self._top - _OCTAVES) * _OCTAVE - 1)
+        part = np.ascontiguousarray(counted(values, image)).reshape(self.channels, -1)
+        bins = _bits(part) - ((self._top - _OCTAVES) * _OCTAVE - 1)
         np.maximum(bins, 0, out=bins)
         for channel, row in enumerate(bins):
             self._counts[half, channel] += np.bincount(row, minlength=1 + _BINS)

@@ -45,6 +45,16 @@ class Point:
     def name(self) -> str:
         return str(self.value.name)
 
+    @property
+    def seen(self) -> ir.Value:
+        """What is observed for it: the tensor itself, or a max pool of it where nothing else is
+        read, for what the pool drops need not be represented."""
+        value, reads = self.value, list(self.reads)
+        while len(reads) == 1 and reads[0][0].op_type == "MaxPool":
+            value = reads[0][0].outputs[0]
+            reads = list(value.uses())
+        return value
+
 
 @dataclass(frozen=True)
 class Placement:

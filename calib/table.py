@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vggdeploy import atomic
 from vggdeploy.calib.methods import METHODS
+from vggdeploy.calib.rescale import factors
 from vggdeploy.contracts import INT8, UINT8
 from vggdeploy.errors import CalibrationError, ConfigError
 
@@ -20,10 +21,25 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from vggdeploy.calib.channels import Link
     from vggdeploy.calib.collect import Statistics
+    from vggdeploy.calib.histogram import Magnitudes
     from vggdeploy.contracts import IntegerType
 
 SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """A tensor with its channels multiplied, and what was chosen for it then: see `rescale`.
+
+    Attributes:
+        factors: of each channel, above 0.
+        thresholds: by quantized type, of the tensor once it is multiplied.
+    """
+
+    factors: tuple[float, ...]
+    thresholds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -35,26 +51,31 @@ class TensorRange:
         high: largest value seen; None where that is not known.
         thresholds: by quantized type; ``scale = threshold / qmax``.
         method: how the thresholds were chosen.
+        rescaled: for a graph whose channels are rescaled; None where that does not pay, or cannot
+            be.
     """
 
     low: float | None
     high: float | None
     thresholds: Mapping[str, float]
     method: str
+    rescaled: Rescaled | None = None
 
     def scale(self, kind: IntegerType) -> float:
-        """The quantization step for `kind`.
+        """The quantization step for `kind`, of the tensor as `quantize` leaves it: rescaled where
+        it can be.
 
         Raises:
             CalibrationError: when the table has no threshold for it.
         """
-        if kind.dtype not in self.thresholds:
+        thresholds = self.rescaled.thresholds if self.rescaled else self.thresholds
+        if kind.dtype not in thresholds:
             raise CalibrationError(
                 f"the calibration table has no threshold for {kind.dtype}",
-                got=", ".join(self.thresholds),
+                got=", ".join(thresholds),
                 fix="calibrate again",
             )
-        return self.thresholds[kind.dtype] / kind.qmax
+        return thresholds[kind.dtype] / kind.qmax
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,7 @@ class CalibrationTable:
                             "range": None if tensor.low is None else [tensor.low, tensor.high],
                             "threshold": dict(tensor.thresholds),
                             "method": tensor.method,
+                            **_rescaled_json(tensor.rescaled),
                         }
                         for name, tensor in self.tensors.items()
                     },
@@ -143,8 +165,23 @@ def _finite(text: str) -> float:
 
 def _tensor(name: str, entry: Any) -> TensorRange:
     low, high = (None, None) if entry["range"] is None else map(float, entry["range"])
-    thresholds = {kind: _positive(name, value) for kind, value in entry["threshold"].items()}
-    return TensorRange(low, high, thresholds, str(entry["method"]))
+    rescaled = None
+    if "rescaled" in entry:
+        factors = tuple(_positive(name, value) for value in entry["rescaled"]["factors"])
+        rescaled = Rescaled(factors, _thresholds(name, entry["rescaled"]["threshold"]))
+    thresholds = _thresholds(name, entry["threshold"])
+    return TensorRange(low, high, thresholds, str(entry["method"]), rescaled)
+
+
+def _thresholds(name: str, said: Any) -> dict[str, float]:
+    return {kind: _positive(name, value) for kind, value in said.items()}
+
+
+def _rescaled_json(rescaled: Rescaled | None) -> dict[str, Any]:
+    if rescaled is None:
+        return {}
+    said = {"factors": list(rescaled.factors), "threshold": dict(rescaled.thresholds)}
+    return {"rescaled": said}
 
 
 def _positive(name: str, value: Any) -> float:
@@ -159,6 +196,9 @@ def calibrate(
     nonnegative: Mapping[str, bool],
     method: str,
     source: Mapping[str, Any],
+    links: Mapping[str, Link] | None = None,
+    *,
+    rescale: bool = True,
 ) -> CalibrationTable:
     """Choose thresholds for every observed tensor.
 
@@ -167,6 +207,8 @@ def calibrate(
         nonnegative: which tensors can never be below 0 and so may be uint8.
         method: one of `METHODS`.
         source: what the statistics came from, recorded as it is.
+        links: of the tensors whose channels can be followed; ``auto`` weights channels by them.
+        rescale: whether channels are rescaled where a link allows it and it pays.
 
     Raises:
         ConfigError: for an unknown method.
@@ -177,11 +219,28 @@ def calibrate(
             expected="one of " + ", ".join(METHODS),
             fix="choose one with --method",
         )
-    choose = METHODS[method]
     tensors = {}
     for name, histogram in statistics.tensors.items():
-        magnitudes = histogram.magnitudes()
         kinds: Sequence[IntegerType] = (INT8, UINT8) if nonnegative[name] else (INT8,)
-        thresholds: dict[str, float] = {kind.dtype: choose(magnitudes, kind.qmax) for kind in kinds}
-        tensors[name] = TensorRange(histogram.min, histogram.max, thresholds, method)
+        link = (links or {}).get(name)
+        gains = link.gains() if link is not None and histogram.channels > 1 else None
+        if gains is not None and not gains.any():  # nothing that is read matters
+            gains = None
+        weights = gains if method == "auto" else None
+        chosen = _choose(method, kinds, histogram.magnitudes(weights=weights))
+        rescaled = None
+        if rescale and link is not None and link.maker is not None and gains is not None:
+            found = factors(histogram, gains, kinds[-1].qmax)
+            if found is not None:
+                scaled = None if weights is None else weights / found**2
+                magnitudes = histogram.magnitudes(found, scaled)
+                thresholds = _choose(method, kinds, magnitudes)
+                rescaled = Rescaled(tuple(found.tolist()), thresholds)
+        tensors[name] = TensorRange(histogram.min, histogram.max, chosen, method, rescaled)
     return CalibrationTable(tensors, source)
+
+
+def _choose(
+    method: str, kinds: Sequence[IntegerType], magnitudes: Magnitudes
+) -> dict[str, float]:
+    return {kind.dtype: METHODS[method](magnitudes, kind.qmax) for kind in kinds}

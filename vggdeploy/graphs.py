@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import numpy as np
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 """Operators whose multiply-accumulates are counted and that INT8 runs."""
@@ -268,6 +270,14 @@ def weighted(model: ir.Model) -> Iterator[WeightedNode]:
         if node.op_type == "MatMul" and rank != 2:
             continue
         yield WeightedNode(node, weight, 0 if _rows_are_outputs(node) else 1)
+
+
+def rows(found: WeightedNode) -> NDArray[np.float32]:
+    """The weights as ``[outputs, inputs]``, a view; a convolution's inputs are those of one output
+    position, channel by channel."""
+    assert found.weight.const_value is not None
+    array: NDArray[np.float32] = found.weight.const_value.numpy()
+    return array.reshape(len(array), -1) if found.channel_axis == 0 else array.T
 
 
 def _rows_are_outputs(node: ir.Node) -> bool:

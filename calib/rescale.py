@@ -1,0 +1,94 @@
+"""Channels rescaled between layers, so that small ones do not drown in a large one's steps.
+
+A tensor has one scale for all its channels, and weights one for each output. Multiplying a channel
+behind a ReLU by a factor, and dividing the weights that read it, changes nothing that the network
+computes and moves rounding error from the activations to the weights (Meller et al., "Same, Same
+But Different", 2019; Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+Correction", 2019), where second-order rounding makes good for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggdeploy.calib.histogram import error_integral
+from vggdeploy.calib.methods import mse
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vggdeploy.calib.histogram import Histogram
+
+EXPONENTS = (0.0, 0.125, 0.25, 0.375, 0.5)
+"""Shares, in octaves, of the way from one scale for all channels to a scale for each. Full ways
+fail on other images: the largest value of a channel that few images excite is not known."""
+
+_RATIOS = np.geomspace(0.25, 1, 12)
+_LARGEST = 1024.0
+"""A channel that is hardly ever excited would have its noise weights blown up for nothing."""
+
+
+def factors(
+    histogram: Histogram, gains: NDArray[np.float64], levels: int
+) -> NDArray[np.float64] | None:
+    """What to multiply each channel by, ``[channels]``, 1 or more; None where nothing pays.
+
+    A channel's factor is the ratio of the largest channel's threshold to its own, to a power below
+    1. The power is the one that loses least at the next layer's output on the half of the images
+    that factors and threshold were not taken from, added up over both halves.
+
+    Args:
+        histogram: what was seen.
+        gains: see `channels.Link.gains`.
+        levels: the largest quantized value.
+    """
+    if histogram.channels == 1 or not all(histogram.amax(half).any() for half in (0, 1)):
+        return None
+    losses = [
+        sum(_loss(histogram, gains, levels, exponent, half) for half in (0, 1))
+        for exponent in EXPONENTS
+    ]
+    best = EXPONENTS[int(np.argmin(losses))]
+    return _factors(histogram, levels, best, None) if best else None
+
+
+def _loss(
+    histogram: Histogram, gains: NDArray[np.float64], levels: int, exponent: float, half: int
+) -> float:
+    """The error on the other half of what `half` suggests."""
+    scaled = _factors(histogram, levels, exponent, half)
+    weights = gains / scaled**2
+    threshold = mse(histogram.magnitudes(scaled, weights, half), levels)
+    return histogram.magnitudes(scaled, weights, 1 - half).error(threshold, levels)
+
+
+def _factors(
+    histogram: Histogram, levels: int, exponent: float, half: int | None
+) -> NDArray[np.float64]:
+    thresholds = _thresholds(histogram, levels, half)
+    found = np.ones(histogram.channels)
+    alive = thresholds > 0
+    found[alive] = (thresholds.max() / thresholds[alive]) ** exponent
+    return np.minimum(found, _LARGEST)
+
+
+def _thresholds(histogram: Histogram, levels: int, half: int | None) -> NDArray[np.float64]:
+    """The threshold of each channel that loses least of that channel; 0 where it is dead."""
+    counts = histogram.counts(half)[:, 1:].astype(np.float64)
+    amax, edges = histogram.amax(half), histogram.edges()
+    best, least = np.zeros(len(amax)), np.full(len(amax), np.inf)
+    used = np.flatnonzero(amax > 0)
+    # A channel's last bin ends where the channel does; those beyond hold nothing.
+    edges = np.minimum(edges, amax[used, None])
+    width = np.maximum(np.diff(edges, axis=1), np.finfo(np.float64).tiny)
+    for ratio in _RATIOS:
+        step = amax[used] * ratio / levels
+        mean = np.diff(error_integral(edges / step[:, None], levels), axis=1)
+        mean *= step[:, None] / width
+        error = (counts[used] * mean).sum(1) * step**2
+        better = error < least[used]
+        best[used[better]] = amax[used[better]] * ratio
+        least[used[better]] = error[better]
+    return best
