@@ -36,7 +36,7 @@ FORMS = {
 IMAGE_STEP = 2.0**-5
 """The image holds multiples of half of it, so that with this scale every other pixel is a tie."""
 
-METHODS = ("minmax", "mse", "percentile")
+METHODS = ("minmax", "mse", "percentile")  # entropy chooses as these do, and takes its time
 RANGES = (*METHODS, "clipped", "powers of two")
 """How thresholds are chosen: calibrated; six tenths of the largest, so that much saturates; or so
 that every scale is a power of two."""
