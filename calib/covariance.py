@@ -1,0 +1,212 @@
+"""Second moments of layers' inputs as the engine will see them, for second-order rounding.
+
+Each image gives some of its output positions, drawn anew for each, so that a layer's matrix is
+filled by a fixed number of patches whatever the size of its map.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggdeploy import graphs
+from vggdeploy.calib.collect import passes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from vggdeploy.contracts import IntegerType, Reporter, Runner
+    from vggdeploy.dataset import Dataset
+    from vggdeploy.graphs import WeightedNode
+    from vggdeploy.preprocess import Preprocess
+
+WIDEST = 8192
+"""Inputs of a layer whose matrix is kept: 268 MB of float32."""
+
+PATCHES_PER_INPUT = 6
+FEWEST_PATCHES = 8192
+
+_BUFFER = 2048
+"""Patches that are multiplied at once."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A layer whose inputs' second moments are asked for.
+
+    Attributes:
+        name: of the weight.
+        tensor: the layer's float input.
+        kernel: height and width; None for a matrix product.
+        strides: of a convolution.
+        dilations: of a convolution.
+        pads: top, left, bottom, right.
+        factors: what each input channel, or each input, is multiplied by; None for 1.
+        scale: the quantization step of the input once multiplied; None where it is not quantized.
+        limits: smallest and largest integer of the input.
+        inputs: columns of the layer's weights.
+    """
+
+    name: str
+    tensor: str
+    kernel: tuple[int, int] | None
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    factors: NDArray[np.float64] | None
+    scale: float | None
+    limits: tuple[int, int]
+    inputs: int
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means over a layer's quantized inputs.
+
+    Attributes:
+        covariance: float32 ``[inputs, inputs]``, the mean of ``x x^T``, not centred.
+        quantized: float64 ``[inputs]``, the mean of ``x``.
+        exact: float64 ``[inputs]``, the mean of the inputs before they are quantized.
+    """
+
+    covariance: NDArray[np.float32]
+    quantized: NDArray[np.float64]
+    exact: NDArray[np.float64]
+
+
+def wanted(
+    found: WeightedNode,
+    source: ir.Value,
+    factors: NDArray[np.float64] | None,
+    scale: float | None,
+    kind: IntegerType | None,
+) -> Wanted | None:
+    """What to ask for to round `found`; None where it is too wide, grouped, or padded by rule."""
+    inputs = graphs.rows(found).shape[1]
+    shape = graphs.static_shape(source)
+    if inputs > WIDEST or shape is None or None in shape[1:]:
+        return None
+    kernel, node = None, found.node
+    strides = dilations = (1, 1)
+    pads = (0, 0, 0, 0)
+    if found.convolution:
+        assert found.weight.const_value is not None
+        sides = tuple(int(side) for side in found.weight.const_value.shape)
+        by_rule = graphs.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+        if len(sides) != 4 or by_rule or graphs.attribute(node, "group", 1) != 1:
+            return None
+        kernel = sides[2], sides[3]
+        strides = tuple(graphs.attribute(node, "strides", strides))
+        dilations = tuple(graphs.attribute(node, "dilations", dilations))
+        pads = tuple(graphs.attribute(node, "pads", pads))
+    elif len(shape) != 2:
+        return None
+    limits = (kind.qmin, kind.qmax) if kind else (0, 0)
+    return Wanted(
+        str(found.weight.name), str(source.name), kernel, strides, dilations, pads, factors, scale,
+        limits, inputs,
+    )  # fmt: skip
+
+
+def covariances(
+    runner: Runner,
+    layers: Sequence[Wanted],
+    images: Dataset,
+    preprocess: Preprocess,
+    seed: int,
+    reporter: Reporter | None = None,
+) -> dict[str, Moments]:
+    """Run `images` through a float network and multiply up what its layers read.
+
+    Args:
+        runner: a float network, open, for batches of one image, with an output for every tensor
+            that a layer reads, but for its own input.
+        layers: what is asked for.
+        images: what to run.
+        preprocess: how an image becomes the network's input.
+        seed: draws the positions.
+        reporter: told the progress.
+
+    Returns:
+        Moments by the weight's name.
+    """
+    sums = {layer.name: _Sum(layer, len(images)) for layer in layers}
+    outputs = passes(runner, images, preprocess, reporter, "observing layers' inputs")
+    for index, held in enumerate(outputs):
+        for layer in layers:
+            drawn = np.random.default_rng((seed, index, zlib.crc32(layer.name.encode())))
+            sums[layer.name].add(held[layer.tensor][0], drawn)
+    return {name: total.moments() for name, total in sums.items()}
+
+
+class _Sum:
+    """A layer's running sums."""
+
+    def __init__(self, layer: Wanted, images: int) -> None:
+        self.layer = layer
+        goal = max(FEWEST_PATCHES, PATCHES_PER_INPUT * layer.inputs)
+        self.share = -(-goal // images)
+        self._matrix = np.zeros((layer.inputs, layer.inputs), np.float32)
+        self._means = np.zeros((2, layer.inputs), np.float64)
+        self._count = 0
+        self._held: list[NDArray[np.float32]] = []
+
+    def add(self, values: NDArray[np.float32], drawn: np.random.Generator) -> None:
+        layer = self.layer
+        if layer.factors is not None:
+            sides = (1,) * (values.ndim - 1)
+            values = values * layer.factors.astype(np.float32).reshape(-1, *sides)
+        exact = _patches(values, layer, self.share, drawn)
+        rows = exact
+        if layer.scale is not None:
+            scale = np.float32(layer.scale)
+            rows = np.clip(np.rint(exact / scale), *layer.limits) * scale
+        self._means += np.stack([rows.sum(0, np.float64), exact.sum(0, np.float64)])
+        self._count += len(rows)
+        self._held.append(rows)
+        if sum(map(len, self._held)) >= _BUFFER:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            rows = np.concatenate(self._held)
+            self._matrix += rows.T @ rows
+            self._held = []
+
+    def moments(self) -> Moments:
+        self._flush()
+        self._matrix /= self._count
+        quantized, exact = self._means / self._count
+        return Moments(self._matrix, quantized, exact)
+
+
+def _patches(
+    values: NDArray[np.float32], layer: Wanted, share: int, drawn: np.random.Generator
+) -> NDArray[np.float32]:
+    """Up to `share` patches ``[patches, inputs]`` of a map ``[C, H, W]`` or a vector."""
+    if layer.kernel is None:
+        return np.array(values[None])  # the runner may write over its own
+    top, left, bottom, right = layer.pads
+    padded = np.pad(values, ((0, 0), (top, bottom), (left, right)))
+    spans = [(side - 1) * step for side, step in zip(layer.kernel, layer.dilations, strict=True)]
+    rows = range(0, padded.shape[1] - spans[0], layer.strides[0])
+    columns = range(0, padded.shape[2] - spans[1], layer.strides[1])
+    places = len(rows) * len(columns)
+    chosen = np.arange(places)
+    if places > share:
+        chosen = np.sort(drawn.choice(places, share, replace=False))
+    y = chosen // len(columns) * layer.strides[0]
+    x = chosen % len(columns) * layer.strides[1]
+    down = np.arange(layer.kernel[0]) * layer.dilations[0]
+    across = np.arange(layer.kernel[1]) * layer.dilations[1]
+    found = padded[
+        :, y[:, None, None] + down[None, :, None], x[:, None, None] + across[None, None, :]
+    ]
+    return np.ascontiguousarray(found.transpose(1, 0, 2, 3)).reshape(len(chosen), -1)
+
