@@ -123,12 +123,12 @@ def round_to(
 def _best(
     block: NDArray[np.float32], kind: GroupedType, matters: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
-    """Scales ``[rows, groups]`` of a block ``[rows, groups, group]``."""
+    """Scales ``[rows, groups]`` of a block ``[rows, groups, group]``; 0 for a group of zeros."""
     high, low = block.max(-1), block.min(-1)
     amax = np.maximum(high, -low)
     # The side of qmin has one level more, so the larger extreme goes there.
     step = np.where(high > -low, -amax, amax) / np.float32(-kind.qmin)
-    best = np.ones_like(step)
+    best: NDArray[np.float32] = np.zeros_like(step)
     least = np.full_like(step, np.inf)
     errors = np.empty_like(block)
     # From where even the other side clips nothing.
@@ -160,21 +160,25 @@ def _rounded(
 
 
 def _stored(scales: NDArray[np.float32], kind: GroupedType) -> NDArray[Any]:
-    """Scales in the type of `kind`, where it holds them."""
-    if kind.scale == "float16":
-        size = np.abs(scales)
+    """Scales in the type of `kind`, where it holds them; 1 for what is 0."""
+    alive = scales != 0
+    stored: NDArray[Any] = scales
+    if kind.scale == "float16" and alive.any():
+        size = np.abs(scales[alive])
         limits = np.finfo(np.float16)
         smallest = float(limits.tiny)
         # In float64: a square may be smaller than float32 holds.
         usual = np.sqrt(np.square(size, dtype=np.float64).mean())
         if usual >= _FLOAT16_MARGIN * smallest and size.max() <= limits.max:
-            return _at_least(scales, smallest).astype(np.float16)
-    return scales
+            stored = _at_least(scales, smallest).astype(np.float16)
+    stored[~alive] = 1
+    return stored
 
 
 def _at_least(scales: NDArray[np.float32], smallest: float) -> NDArray[np.float32]:
     """Scales raised to a magnitude, their signs kept."""
-    return np.copysign(np.maximum(np.abs(scales), np.float32(smallest)), scales)
+    raised: NDArray[np.float32] = np.maximum(np.abs(scales), np.float32(smallest))
+    return np.copysign(raised, scales, out=raised)
 
 
 def _grouped(rows: NDArray[np.floating], group: int) -> NDArray[np.float32]:

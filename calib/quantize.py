@@ -161,7 +161,8 @@ def _quantize_weight(
     tensor = found.weight.const_value
     assert tensor is not None
     kind = None if found.convolution else dialect.matrix
-    group = fitting_group(tensor.shape[1 - found.channel_axis], kind.group) if kind else None
+    columns = tensor.numpy().shape[1 - found.channel_axis]
+    group = fitting_group(columns, kind.group) if kind else None
     if name not in done and kind and group:
         done[name] = _group_weight(model, found, kind, group, dialect)
     elif name not in done:

@@ -24,7 +24,7 @@ GROUP = 16
 
 weights = hnp.arrays(
     np.float32,
-    st.tuples(st.integers(1, 4), st.sampled_from([16, 32, 48])),
+    st.tuples(st.integers(1, 3), st.sampled_from([16, 32])),
     elements=st.one_of(
         st.just(0.0), st.floats(2.0**-6, 1024, width=32), st.floats(-1024, -(2.0**-6), width=32)
     ),
@@ -151,6 +151,7 @@ def test_blocks_and_layout_make_no_difference(
 )
 def test_scales_have_a_type_that_holds_them(size: float, dtype: str) -> None:
     weight = np.random.default_rng(4).standard_normal((16, 256)) * size
+    weight[0, :64] = 0  # the scale 1 of what is dead says nothing about the others
     integers, scales = round_groups(weight, INT4_GROUPS, 64)
     assert scales.dtype == dtype
     # 20.8 dB is what normal weights have in groups of 64; the size of a step is no part of it.
