@@ -59,7 +59,7 @@ class Wanted:
     strides: tuple[int, int]
     dilations: tuple[int, int]
     pads: tuple[int, int, int, int]
-    factors: NDArray[np.float64] | None
+    factors: NDArray[np.float32] | None
     scale: float | None
     limits: tuple[int, int]
     inputs: int
@@ -83,7 +83,7 @@ class Moments:
 def wanted(
     found: WeightedNode,
     source: ir.Value,
-    factors: NDArray[np.float64] | None,
+    factors: NDArray[np.float32] | None,
     scale: float | None,
     kind: IntegerType | None,
 ) -> Wanted | None:
@@ -97,7 +97,7 @@ def wanted(
     pads = (0, 0, 0, 0)
     if found.convolution:
         assert found.weight.const_value is not None
-        sides = tuple(int(side) for side in found.weight.const_value.shape)
+        sides = found.weight.const_value.numpy().shape
         by_rule = graphs.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
         if len(sides) != 4 or by_rule or graphs.attribute(node, "group", 1) != 1:
             return None
@@ -161,7 +161,7 @@ class _Sum:
         layer = self.layer
         if layer.factors is not None:
             sides = (1,) * (values.ndim - 1)
-            values = values * layer.factors.astype(np.float32).reshape(-1, *sides)
+            values = values * layer.factors.reshape(-1, *sides)
         exact = _patches(values, layer, self.share, drawn)
         rows = exact
         if layer.scale is not None:
@@ -209,4 +209,3 @@ def _patches(
         :, y[:, None, None] + down[None, :, None], x[:, None, None] + across[None, None, :]
     ]
     return np.ascontiguousarray(found.transpose(1, 0, 2, 3)).reshape(len(chosen), -1)
-

@@ -55,9 +55,7 @@ class Magnitudes:
         The exact integral over bins of even density, so that bins wider than a step are no matter.
         """
         step = threshold / levels
-        whole = error_integral(self.high / step, levels) - error_integral(
-            self.low / step, levels
-        )
+        whole = error_integral(self.high / step, levels) - error_integral(self.low / step, levels)
         return float(self.counts @ (whole / (self.high - self.low))) * step**3
 
 
@@ -137,7 +135,7 @@ class Histogram:
     def amax(self, half: int | None = None) -> NDArray[np.float64]:
         """The largest magnitude of each channel, ``[channels]``, of one half of the images or
         of all."""
-        found = self._amax.max(0) if half is None else self._amax[half]
+        found: NDArray[np.float32] = self._amax.max(0) if half is None else self._amax[half]
         return found.astype(np.float64)
 
     def edges(self) -> NDArray[np.float64]:

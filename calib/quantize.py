@@ -1,8 +1,6 @@
 """Quantization: weights to integers, and QuantizeLinear and DequantizeLinear into the graph.
 
-Only explicit Q/DQ is written. Scales are rounded to the dialect's high-precision type first and
-the integers are computed with the rounded scale, so that what the engine multiplies back is what
-was meant.
+Only explicit Q/DQ is written.
 """
 
 from __future__ import annotations
@@ -13,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggdeploy import graphs, opsets
-from vggdeploy.calib.groups import fitting_group, round_groups
 from vggdeploy.calib.placement import place
+from vggdeploy.calib.rounding import Rounded, round_to_nearest
+from vggdeploy.calib.weights import SMALLEST_SCALE, Factors, narrow, rescaling
 from vggdeploy.errors import CalibrationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import onnx_ir as ir
@@ -25,17 +25,8 @@ if TYPE_CHECKING:
 
     from vggdeploy.calib.placement import Point
     from vggdeploy.calib.table import CalibrationTable
-    from vggdeploy.contracts import Dialect, GroupedType, IntegerType
+    from vggdeploy.contracts import Dialect
     from vggdeploy.graphs import WeightedNode
-
-_BLOCK_ELEMENTS = 1 << 23
-"""Weights are rounded 32 MiB at a time: the largest layer has 411 MB of them."""
-
-_SMALLEST_SCALE = {
-    "float32": float(np.finfo(np.float32).tiny),
-    "float16": float(np.finfo(np.float16).tiny),
-}
-"""Normal numbers only: a subnormal scale loses bits, and backends flush it to zero."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,13 @@ class Quantized:
     left: tuple[tuple[str, str], ...]
 
 
-def quantize(source: Path, table: CalibrationTable, dialect: Dialect, out: Path) -> Quantized:
+def quantize(
+    source: Path,
+    table: CalibrationTable,
+    dialect: Dialect,
+    out: Path,
+    rounded: Mapping[str, Rounded] | None = None,
+) -> Quantized:
     """Write the Q/DQ form of an FP32 graph.
 
     Args:
@@ -61,6 +58,7 @@ def quantize(source: Path, table: CalibrationTable, dialect: Dialect, out: Path)
         table: a threshold for every tensor that `place` chooses.
         dialect: types and high precision.
         out: the file to write, weights inside.
+        rounded: weights that are rounded already, by name; the others are rounded to nearest.
 
     Raises:
         CalibrationError: when the table lacks a tensor, or a value does not fit the dialect.
@@ -68,11 +66,19 @@ def quantize(source: Path, table: CalibrationTable, dialect: Dialect, out: Path)
     """
     model = graphs.read(source)
     placement = place(model, matrices=dialect.matrix is None)
+    factors = rescaling(placement, table)
     for point in placement.points:
         _insert_pair(model, point, table, dialect)
     done: dict[str, ir.Value] = {}
     for found in placement.weighted:
-        _quantize_weight(model, found, dialect, done)
+        name = str(found.weight.name)
+        own, moved = (rounded or {}).get(name), factors.get(name, Factors())
+        if name not in done:
+            done[name] = _dequantized(model, found, dialect, moved, own)
+        found.node.replace_input_with(1, done[name])
+        _set_bias(model, found, moved, own)
+        if not found.weight.uses():
+            model.graph.initializers.pop(name)
     if dialect.high_precision == "float16":
         _to_float16(model)
         opsets.upgrade(model, opsets.FLOAT16_SCALES)
@@ -90,136 +96,74 @@ def quantize(source: Path, table: CalibrationTable, dialect: Dialect, out: Path)
     )
 
 
-def round_weights(
-    weight: NDArray[np.floating],
-    axis: int,
-    kind: IntegerType,
-    scale_dtype: str,
-    name: str = "the weights",
-) -> tuple[NDArray[np.int8], NDArray[Any]]:
-    """Round weights to the nearest step, half to even, one scale a channel: ``amax / qmax``.
-
-    Args:
-        weight: float, any shape.
-        axis: the axis that runs over channels.
-        kind: int8, narrow range.
-        scale_dtype: ``"float32"`` or ``"float16"``.
-        name: what errors call the weights.
-
-    Returns:
-        int8 of the shape of `weight`, and scales ``[channels]`` of `scale_dtype`. A channel of
-        zeros has the scale 1.
-
-    Raises:
-        CalibrationError: when a scale does not fit `scale_dtype`.
-    """
-    channels = weight.shape[axis]
-    scales = np.ones(channels, scale_dtype)
-    quantized = np.empty(weight.shape, np.int8)
-    rows, into = np.moveaxis(weight, axis, 0), np.moveaxis(quantized, axis, 0)
-    step = max(1, _BLOCK_ELEMENTS * channels // weight.size)
-    for start in range(0, channels, step):
-        block = np.asarray(rows[start : start + step], np.float32)
-        over = tuple(range(1, block.ndim))
-        amax = np.abs(block).max(axis=over, initial=0)
-        wanted = np.maximum(amax / kind.qmax, _SMALLEST_SCALE[scale_dtype])
-        scale = _narrow(wanted, scale_dtype, f"the scale of a channel of {name}")
-        scale[amax == 0] = 1
-        wide = scale.astype(np.float32).reshape(-1, *(1,) * len(over))
-        into[start : start + step] = np.clip(np.rint(block / wide), kind.qmin, kind.qmax)
-        scales[start : start + step] = scale
-    return quantized, scales
-
-
-def _narrow(values: NDArray[np.floating], dtype: str, what: str) -> NDArray[Any]:
-    """Cast to a dialect's high-precision type.
-
-    Raises:
-        CalibrationError: when a value is too large for it.
-    """
-    with np.errstate(over="ignore"):
-        narrow = values.astype(dtype)
-    if not np.isfinite(narrow).all():
-        raise CalibrationError(
-            f"{what} does not fit {dtype}",
-            got=f"{np.abs(values).max():g}",
-            expected=f"{float(np.finfo(dtype).max):g} at most",
-            fix="rescale the network, or build for another target",
-        )
-    return narrow
-
-
-def _quantize_weight(
-    model: ir.Model, found: WeightedNode, dialect: Dialect, done: dict[str, ir.Value]
-) -> None:
-    """Put integer weights and a DequantizeLinear in place of a float weight.
-
-    A matrix product without a group that divides its inputs has int8 weights, one scale a channel,
-    whatever its dialect.
-    """
-    name = str(found.weight.name)
-    tensor = found.weight.const_value
-    assert tensor is not None
-    kind = None if found.convolution else dialect.matrix
-    columns = tensor.numpy().shape[1 - found.channel_axis]
-    group = fitting_group(columns, kind.group) if kind else None
-    if name not in done and kind and group:
-        done[name] = _group_weight(model, found, kind, group, dialect)
-    elif name not in done:
-        integers, scales = round_weights(
-            tensor.numpy(), found.channel_axis, dialect.weight, dialect.high_precision, name
-        )
-        inputs = [
-            _constant(model, f"{name}.quantized", integers),
-            _constant(model, f"{name}.scale", scales),
-        ]
-        done[name] = _append(
-            model,
-            "DequantizeLinear",
-            inputs,
-            f"{name}.dequantized",
-            like=found.weight,
-            axis=found.channel_axis,
-        )
-    found.node.replace_input_with(1, done[name])
-    if not found.weight.uses():
-        model.graph.initializers.pop(name)
-
-
-def _group_weight(
-    model: ir.Model, found: WeightedNode, kind: GroupedType, group: int, dialect: Dialect
+def _dequantized(
+    model: ir.Model,
+    found: WeightedNode,
+    dialect: Dialect,
+    factors: Factors,
+    rounded: Rounded | None,
 ) -> ir.Value:
-    """Weights of a matrix product in groups of `group` inputs: what stands for the float ones."""
+    """What stands for a layer's float weights: integers, and their scales."""
     import onnx_ir
 
     name = str(found.weight.name)
-    tensor = found.weight.const_value
-    assert tensor is not None
-    inputs_axis = 1 - found.channel_axis
-    integers, scales = round_groups(np.moveaxis(tensor.numpy(), inputs_axis, 1), kind, group)
-    narrow = onnx_ir.DataType[kind.dtype.upper()].numpy()
-    parts = [
-        _constant(model, f"{name}.quantized", np.moveaxis(integers, 1, inputs_axis).astype(narrow)),
-        _constant(
-            model, f"{name}.scale", np.ascontiguousarray(np.moveaxis(scales, 1, inputs_axis))
-        ),
-    ]
-    dequantized = _append(
+    if rounded is None:
+        rounded = round_to_nearest(found, dialect, factors)
+    assert found.weight.const_value is not None
+    shape = found.weight.const_value.numpy().shape
+    # Rows are outputs; where the graph has them as columns, integers and scales are turned.
+    turned = found.channel_axis == 1
+    integers: NDArray[Any] = rounded.integers.T if turned else rounded.integers
+    integers = np.ascontiguousarray(integers).reshape(shape)
+    scales, group = rounded.scales, rounded.group
+    attributes = {"axis": found.channel_axis}
+    if group:
+        assert dialect.matrix is not None
+        integers = integers.astype(onnx_ir.DataType[dialect.matrix.dtype.upper()].numpy())
+        scales = np.ascontiguousarray(scales.T) if turned else scales
+        attributes = {"axis": 1 - found.channel_axis, "block_size": group}
+    value = _append(
         model,
         "DequantizeLinear",
-        parts,
+        [
+            _constant(model, f"{name}.quantized", integers),
+            _constant(model, f"{name}.scale", scales),
+        ],
         f"{name}.dequantized",
         like=found.weight,
-        axis=inputs_axis,
-        block_size=group,
+        **attributes,
     )
     if scales.dtype == dialect.high_precision:
-        return dequantized
-    dequantized.type = onnx_ir.TensorType(onnx_ir.DataType.from_numpy(scales.dtype))
-    wide = onnx_ir.DataType.FLOAT
-    return _append(
-        model, "Cast", [dequantized], f"{name}.float32", like=found.weight, to=wide.value
-    )
+        return value
+    value.type = onnx_ir.TensorType(onnx_ir.DataType.from_numpy(scales.dtype))
+    wide = onnx_ir.DataType.FLOAT.value
+    return _append(model, "Cast", [value], f"{name}.float32", like=found.weight, to=wide)
+
+
+def _set_bias(
+    model: ir.Model, found: WeightedNode, factors: Factors, rounded: Rounded | None
+) -> None:
+    """Give a layer the bias of its rescaled channels, and what rounding corrects it by."""
+    correction = rounded.bias if rounded else None
+    if factors.outputs is None and correction is None:
+        return
+    old = found.node.inputs[2] if len(found.node.inputs) > 2 else None
+    if old is None and correction is None:
+        return
+    rows = graphs.rows(found).shape[0]
+    bias = np.zeros(rows, np.float32)
+    if old is not None:
+        assert old.const_value is not None
+        bias = bias + old.const_value.numpy().reshape(-1)
+    if factors.outputs is not None:
+        bias = bias * factors.outputs
+    if correction is not None:
+        bias = bias + correction
+    new = _constant(model, f"{found.weight.name}.bias", bias.astype(np.float32))
+    found.node.resize_inputs(3)
+    found.node.replace_input_with(2, new)
+    if old is not None and not old.uses():
+        model.graph.initializers.pop(str(old.name))
 
 
 def _insert_pair(model: ir.Model, point: Point, table: CalibrationTable, dialect: Dialect) -> None:
@@ -232,13 +176,13 @@ def _insert_pair(model: ir.Model, point: Point, table: CalibrationTable, dialect
             fix="calibrate again",
         )
     kind = dialect.activation(point.nonnegative)
-    smallest = _SMALLEST_SCALE[dialect.high_precision]
+    smallest = SMALLEST_SCALE[dialect.high_precision]
     scale = max(table.tensors[point.name].scale(kind), smallest)
     parameters = [
         _constant(
             model,
             f"{point.name}.scale",
-            _narrow(np.array(scale), dialect.high_precision, f"the scale of tensor {point.name!r}"),
+            narrow(np.array(scale), dialect.high_precision, f"the scale of tensor {point.name!r}"),
         ),
         _constant(model, f"{point.name}.zero_point", np.array(0, kind.dtype)),
     ]
@@ -302,8 +246,8 @@ def _to_float16(model: ir.Model) -> None:
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         if tensor is not None and tensor.dtype == onnx_ir.DataType.FLOAT:
-            narrow = _narrow(tensor.numpy(), "float16", name)
-            value.const_value = onnx_ir.tensor(narrow, name=name)
+            carried = narrow(tensor.numpy(), "float16", name)
+            value.const_value = onnx_ir.tensor(carried, name=name)
             value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
     for node in graph:
         target = node.attributes.get("to")

@@ -82,12 +82,12 @@ def _thresholds(histogram: Histogram, levels: int, half: int | None) -> NDArray[
     used = np.flatnonzero(amax > 0)
     # A channel's last bin ends where the channel does; those beyond hold nothing.
     edges = np.minimum(edges, amax[used, None])
-    width = np.maximum(np.diff(edges, axis=1), np.finfo(np.float64).tiny)
+    width = np.diff(edges, axis=1)
+    density = np.divide(counts[used], width, out=np.zeros_like(width), where=width > 0)
     for ratio in _RATIOS:
         step = amax[used] * ratio / levels
-        mean = np.diff(error_integral(edges / step[:, None], levels), axis=1)
-        mean *= step[:, None] / width
-        error = (counts[used] * mean).sum(1) * step**2
+        whole = np.diff(error_integral(edges / step[:, None], levels), axis=1)
+        error = (density * whole).sum(1) * step**3
         better = error < least[used]
         best[used[better]] = amax[used[better]] * ratio
         least[used[better]] = error[better]

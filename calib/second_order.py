@@ -65,7 +65,9 @@ def round_second_order(
             "the covariance of a layer's inputs is not finite",
             fix="check the weights and --preprocess",
         )
-    places = np.argsort(diagonal, kind="stable") if order == "diagonal" else np.arange(columns)[::-1]
+    places = (
+        np.argsort(diagonal, kind="stable") if order == "diagonal" else np.arange(columns)[::-1]
+    )
     factor = _cholesky(covariance, places, damping * float(diagonal.mean() or 1.0))
     weights = np.ascontiguousarray(weight.T[places], np.float32)
     groups = scales.reshape(len(weight), -1).T.astype(np.float32)

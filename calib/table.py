@@ -240,7 +240,5 @@ def calibrate(
     return CalibrationTable(tensors, source)
 
 
-def _choose(
-    method: str, kinds: Sequence[IntegerType], magnitudes: Magnitudes
-) -> dict[str, float]:
+def _choose(method: str, kinds: Sequence[IntegerType], magnitudes: Magnitudes) -> dict[str, float]:
     return {kind.dtype: METHODS[method](magnitudes, kind.qmax) for kind in kinds}

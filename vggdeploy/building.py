@@ -36,18 +36,23 @@ from vggdeploy.contracts import CompileOptions, RunOptions, TensorSpec
 from vggdeploy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from vggdeploy.bundle import Bundle
     from vggdeploy.calib import CalibrationTable
     from vggdeploy.calibration_file import CalibrationFile
-    from vggdeploy.contracts import Dialect, Reporter, Target
+    from vggdeploy.contracts import Dialect, Reporter, Runner, Target
     from vggdeploy.inputs import BuildOptions
 
 _GRAPH = bundle.GRAPH
 _STATISTICS = "statistics.npz"
+_ROUNDED = "rounded.npz"
 _QUANTIZED = "quantized.json"
 _ENGINE_LIST = "engine.json"
+
+ROUNDING_IMAGES = 64
+"""Images that second-order rounding looks at, of those that calibrate: enough positions of every
+map, see `calib.covariance`."""
 
 
 @dataclass
@@ -116,6 +121,7 @@ class Calibration(Job):
                 expected="one of " + ", ".join(calib.METHODS),
                 fix="choose one with --method",
             )
+        self.rounding = _rounding(options)
         if options.emit_trt_cache:
             trt_cache.version_digits(options.trt_version)
         self.images, self.probes = inputs.choose_images(options, self.source, self.store)
@@ -129,16 +135,13 @@ class Calibration(Job):
 
     def collect(self, graph: Entry) -> Entry:
         """Statistics of every tensor that can be quantized."""
-        runner_of = sources.float_target()
 
         def make(work: Path) -> None:
-            model = graphs.read(graph.path / _GRAPH)
-            names = [point.name for point in calib.place(model).points]
-            taps = [name for name in names if name != graphs.signature(model).input.name]
-            options = RunOptions(goal="throughput")
-            with runner_of.open_graph(graph.path / _GRAPH, taps, options) as runner:
+            points = calib.place(graphs.read(graph.path / _GRAPH)).points
+            seen = {point.name: str(point.seen.name) for point in points}
+            with self._observe(graph, seen.values()) as runner:
                 calib.collect(
-                    runner, names, self.images, self.source.preprocess, self.reporter
+                    runner, seen, self.images, self.source.preprocess, self.reporter
                 ).save(work / _STATISTICS)
 
         return self.stages.run(
@@ -154,16 +157,26 @@ class Calibration(Job):
             ),
         )
 
+    def _observe(self, graph: Entry, tensors: Iterable[str]) -> Runner:
+        """A runner of the float graph that shows `tensors`."""
+        image = graphs.signature(graphs.read(graph.path / _GRAPH)).input.name
+        taps = [name for name in dict.fromkeys(tensors) if name != image]
+        return sources.float_target().open_graph(
+            graph.path / _GRAPH, taps, RunOptions(goal="throughput")
+        )
+
     def calibrate(self, graph: Entry, statistics: Entry) -> Entry:
         """The calibration table."""
 
         def make(work: Path) -> None:
-            points = calib.place(graphs.read(graph.path / _GRAPH)).points
+            placement = calib.place(graphs.read(graph.path / _GRAPH))
             calib.calibrate(
                 calib.Statistics.load(statistics.path / _STATISTICS),
-                {point.name: point.nonnegative for point in points},
+                {point.name: point.nonnegative for point in placement.points},
                 self.options.method,
                 self.provenance,
+                calib.links(placement),
+                rescale=self.options.rescale,
             ).save(work / bundle.CALIBRATION)
 
         return self.stages.run(
@@ -173,6 +186,7 @@ class Calibration(Job):
                 {
                     "statistics": statistics.digest,
                     "method": self.options.method,
+                    "rescale": self.options.rescale,
                     "provenance": self.provenance,
                 },
                 make,
@@ -207,9 +221,14 @@ class Build(Calibration):
         super().__init__(options, reporter)
         self.given = calibration_file.given(options, self.source)
         self.out = options.out or Path("bundles") / f"{self.source.name}-{options.target}"
-        made_from = {**self.provenance, "method": options.method}
+        made_from = {
+            **self.provenance,
+            "method": options.method,
+            "rescale": options.rescale,
+        }
         calibration = {
             **({"file": self.given.sha256} if self.given else made_from),
+            "rounding": self._rounding_inputs(),
             "dialect": asdict(self.dialect) if self.dialect else None,
             "trt_cache": options.trt_version if options.emit_trt_cache else None,
         }
@@ -245,7 +264,61 @@ class Build(Calibration):
             "reference", lambda: sources.scores(self.source, self.probes, self.store, self.reporter)
         )
 
-    def quantize(self, graph: Entry, table: Entry, dialect: Dialect) -> Entry:
+    def _rounding_inputs(self) -> dict[str, Any] | None:
+        """What rounding depends on besides graph, table and dialect."""
+        if self.rounding is None:
+            return None
+        return {
+            **asdict(self.rounding),
+            "images": self.provenance["images_sha256"],
+            "seed": self.options.seed,
+        }
+
+    def round(self, graph: Entry, table: Entry, dialect: Dialect) -> Entry | None:
+        """Weights rounded with second-order information; None where all are rounded to nearest."""
+        how = self.rounding
+        if how is None:
+            return None
+
+        def make(work: Path) -> None:
+            placement = calib.place(
+                graphs.read(graph.path / _GRAPH), matrices=dialect.matrix is None
+            )
+            thresholds = calib.CalibrationTable.load(table.path / bundle.CALIBRATION)
+            layers = calib.wanted_layers(placement, thresholds, dialect)
+            images = self.images.choose(min(len(self.images), ROUNDING_IMAGES), self.options.seed)
+            with self._observe(graph, (layer.tensor for layer in layers)) as runner:
+                moments = calib.covariances(
+                    runner,
+                    layers,
+                    images,
+                    self.source.preprocess,
+                    self.options.seed,
+                    self.reporter,
+                )
+            rounded = calib.round_layers(
+                placement, thresholds, dialect, moments, how, self.reporter
+            )
+            calib.save_rounded(rounded, work / _ROUNDED)
+
+        return self.stages.run(
+            "round",
+            lambda: self.store.stage(
+                "round",
+                {
+                    "graph": graph.digest,
+                    "table": table.digest,
+                    "dialect": asdict(dialect),
+                    "preprocess": self.source.preprocess.to_json(),
+                    **(self._rounding_inputs() or {}),
+                },
+                make,
+            ),
+        )
+
+    def quantize(
+        self, graph: Entry, table: Entry, rounded: Entry | None, dialect: Dialect
+    ) -> Entry:
         """The graph in 8 bits."""
 
         def make(work: Path) -> None:
@@ -254,6 +327,7 @@ class Build(Calibration):
                 calib.CalibrationTable.load(table.path / bundle.CALIBRATION),
                 dialect,
                 work / _GRAPH,
+                calib.load_rounded(rounded.path / _ROUNDED) if rounded else None,
             )
             (work / _QUANTIZED).write_text(json.dumps(asdict(done)))
 
@@ -264,6 +338,7 @@ class Build(Calibration):
                 {
                     "graph": graph.digest,
                     "table": table.digest,
+                    "rounded": rounded.digest if rounded else None,
                     "dialect": asdict(dialect),
                 },
                 make,
@@ -355,6 +430,41 @@ class Build(Calibration):
             rows = graphs.layer_rows(graphs.read(made.graph.path / _GRAPH))
             layers = budget.from_rows(self.source.name, rows, precision)
         (work / bundle.LAYERS).write_text(json.dumps(layers, indent=1))
+
+
+def _rounding(options: BuildOptions) -> calib.SecondOrder | None:
+    """How weights are rounded; None for to nearest.
+
+    Raises:
+        ConfigError: for an unknown way or order, or a damping that cannot be.
+    """
+    for flag, value, known in (
+        ("weight-rounding", options.weight_rounding, ("gptq", "nearest")),
+        ("order", options.order, calib.ORDERS),
+    ):
+        if value not in known:
+            raise ConfigError(
+                f"unknown --{flag} {value!r}",
+                expected="one of " + ", ".join(known),
+                fix="choose one of them",
+            )
+    if not 0 < options.damping <= 100:
+        raise ConfigError(
+            "--damping is wrong",
+            got=options.damping,
+            expected="above 0 and at most 100; 0.01 is usual",
+            fix="mend the value",
+        )
+    if options.weight_rounding == "nearest":
+        if options.bias_correction:
+            raise ConfigError(
+                "--bias-correction goes with second-order rounding, which measures what it needs",
+                got="--weight-rounding nearest",
+                fix="drop one of them",
+            )
+        return None
+    order: Any = options.order
+    return calib.SecondOrder(options.damping, order, options.bias_correction)
 
 
 def load_table(table: Entry | None) -> CalibrationTable | None:

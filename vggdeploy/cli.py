@@ -42,7 +42,18 @@ Classes = Annotated[int | None, typer.Option("--num-classes", help="Outputs of t
 Recipe = Annotated[str | None, typer.Option("--preprocess", help="A preset, or a TOML file.")]
 CalibData = Annotated[str | None, typer.Option(help="A folder of images to calibrate on.")]
 CalibImages = Annotated[int | None, typer.Option(help="How many images to draw from it.")]
-Method = Annotated[str, typer.Option(help="minmax, percentile, entropy or mse.")]
+Method = Annotated[str, typer.Option(help="auto, mse, entropy, percentile or minmax.")]
+Rescale = Annotated[
+    bool, typer.Option("--rescale/--no-rescale", help="Rescale channels where it pays.")
+]
+WeightRounding = Annotated[
+    str, typer.Option(help="gptq (with second-order information) or nearest.")
+]
+Damping = Annotated[float, typer.Option(help="Of gptq, a share of the mean second moment.")]
+Order = Annotated[str, typer.Option(help="Of gptq: diagonal or natural.")]
+BiasCorrection = Annotated[
+    bool, typer.Option("--bias-correction", help="Correct biases for the mean rounding error.")
+]
 Calibration = Annotated[
     Path | None,
     typer.Option(help="A table or a TensorRT calibration cache, in place of calibrating."),
@@ -178,7 +189,8 @@ def calibrate(
     preprocess: Recipe = None,
     calib_data: CalibData = None,
     calib_images: CalibImages = None,
-    method: Method = "mse",
+    method: Method = "auto",
+    rescale: Rescale = True,
     seed: Seed = 0,
     emit_trt_cache: EmitTrtCache = False,
     trt_version: TrtVersion = "10.3.0",
@@ -207,7 +219,12 @@ def build(
     preprocess: Recipe = None,
     calib_data: CalibData = None,
     calib_images: CalibImages = None,
-    method: Method = "mse",
+    method: Method = "auto",
+    rescale: Rescale = True,
+    weight_rounding: WeightRounding = "gptq",
+    damping: Damping = 0.01,
+    order: Order = "diagonal",
+    bias_correction: BiasCorrection = False,
     seed: Seed = 0,
     calibration: Calibration = None,
     emit_trt_cache: EmitTrtCache = False,
@@ -313,7 +330,12 @@ def run(
     preprocess: Recipe = None,
     calib_data: CalibData = None,
     calib_images: CalibImages = None,
-    method: Method = "mse",
+    method: Method = "auto",
+    rescale: Rescale = True,
+    weight_rounding: WeightRounding = "gptq",
+    damping: Damping = 0.01,
+    order: Order = "diagonal",
+    bias_correction: BiasCorrection = False,
     seed: Seed = 0,
     calibration: Calibration = None,
     emit_trt_cache: EmitTrtCache = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vggdeploy import dataset, sources
 from vggdeploy import preprocess as preprocessing
-from vggdeploy.calib import methods, trt_cache
+from vggdeploy.calib import methods, second_order, trt_cache
 from vggdeploy.contracts import DEFAULT_CPU
 from vggdeploy.errors import ConfigError, DatasetError
 
@@ -39,6 +39,11 @@ class BuildOptions:
         calib_images: how many to draw; when None, `CALIBRATION_IMAGES`, or fewer of a small
             folder, so that some are left for probes.
         method: a key of `calib.METHODS`.
+        rescale: whether channels are rescaled between layers where it pays.
+        weight_rounding: ``gptq`` or ``nearest``.
+        damping: of second-order rounding, see `calib.second_order`.
+        order: of second-order rounding, one of `calib.ORDERS`.
+        bias_correction: whether biases make good for the mean error of their layer.
         seed: draws the images.
         calibration: a calibration table, or a TensorRT calibration cache, in place of a
             calibration; `calib_images` are kept out of the probes all the same.
@@ -58,6 +63,11 @@ class BuildOptions:
     calib_data: str | None = None
     calib_images: int | None = None
     method: str = methods.DEFAULT
+    rescale: bool = True
+    weight_rounding: str = "gptq"
+    damping: float = second_order.DAMPING
+    order: str = "diagonal"
+    bias_correction: bool = False
     seed: int = 0
     calibration: Path | None = None
     emit_trt_cache: bool = False

@@ -61,7 +61,8 @@ def build(
             table = job.adopt(graph, job.given)
         else:
             table = job.calibrate(graph, job.collect(graph))
-        quantized = job.quantize(graph, table, job.dialect)
+        rounded = job.round(graph, table, job.dialect)
+        quantized = job.quantize(graph, table, rounded, job.dialect)
     engine = job.compile(quantized or graph)
     made = building.Made(graph, table, quantized, engine, job.reference())
     opened = job.write(made)

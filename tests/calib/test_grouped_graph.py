@@ -9,9 +9,9 @@ import pytest
 
 from vggdeploy import graphs, parity, targets
 from vggdeploy.calib import CalibrationTable, place, quantize
-from vggdeploy.opsets import upgrade
 from vggdeploy.calib.table import TensorRange
 from vggdeploy.contracts import DIALECTS, RunOptions
+from vggdeploy.opsets import upgrade
 
 onnx = pytest.importorskip("onnx")
 helper, numpy_helper = pytest.importorskip("onnx.helper"), pytest.importorskip("onnx.numpy_helper")

@@ -153,6 +153,10 @@ class OpenVINO(GraphTarget):
         if self.precision != "fp16":
             # fp16 is a matter of the weights' size; the device computes as it likes best.
             config["INFERENCE_PRECISION_HINT"] = _HINTS[self.precision]
+        if self.precision == "fp32" and options.device.split(".")[0] == "CPU":
+            # A quantized graph too is computed in float, as QuantizeLinear and DequantizeLinear
+            # define it, and not with 8-bit kernels.
+            config["LP_TRANSFORMS_MODE"] = "NO"
         if self.dialect and self.dialect.matrix and options.device.split(".")[0] == "CPU":
             config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _DYNAMIC_GROUP
         return config

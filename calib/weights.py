@@ -1,0 +1,158 @@
+"""Weights as a quantized graph has them: rescaled with their channels, then rounded to nearest.
+
+Scales are rounded to the dialect's high-precision type first and the integers are computed with
+the rounded scale, so that what the engine multiplies back is what was meant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vggdeploy import graphs
+from vggdeploy.calib.channels import links
+from vggdeploy.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vggdeploy.calib.placement import Placement
+    from vggdeploy.calib.table import CalibrationTable
+    from vggdeploy.contracts import IntegerType
+    from vggdeploy.graphs import WeightedNode
+
+_BLOCK_ELEMENTS = 1 << 23
+"""Weights are rounded 32 MiB at a time: the largest layer has 411 MB of them."""
+
+SMALLEST_SCALE = {
+    "float32": float(np.finfo(np.float32).tiny),
+    "float16": float(np.finfo(np.float16).tiny),
+}
+"""Normal numbers only: a subnormal scale loses bits, and backends flush it to zero."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What rescaled channels do to a layer: its outputs are multiplied, its inputs divided.
+
+    Attributes:
+        outputs: ``[outputs]``; None for 1.
+        inputs: ``[input channels]`` of a convolution, ``[inputs]`` of a matrix product; None for 1.
+    """
+
+    outputs: NDArray[np.float32] | None = None
+    inputs: NDArray[np.float32] | None = None
+
+    def columns(self, inputs: int) -> NDArray[np.float32] | None:
+        """The divisor of each column of the layer's ``[outputs, inputs]`` weights."""
+        if self.inputs is None:
+            return None
+        return np.repeat(self.inputs, inputs // len(self.inputs))
+
+
+def rescaling(placement: Placement, table: CalibrationTable) -> dict[str, Factors]:
+    """What the table's rescaled channels do to the layers of a graph, by the weight's name.
+
+    Raises:
+        CalibrationError: when a tensor of the graph cannot be rescaled as the table has it.
+    """
+    outputs: dict[str, NDArray[np.float32]] = {}
+    inputs: dict[str, NDArray[np.float32]] = {}
+    known = links(placement)
+    for point in placement.points:
+        entry = table.tensors.get(point.name)
+        if entry is None or entry.rescaled is None:
+            continue
+        link, factors = known.get(point.name), np.array(entry.rescaled.factors, np.float32)
+        if link is None or link.maker is None or link.channels != len(factors):
+            raise CalibrationError(
+                f"tensor {point.name!r} cannot be rescaled as the calibration table has it",
+                got=f"{len(factors)} factors",
+                expected="a table made from this model"
+                if link is None or link.maker is None
+                else f"{link.channels} factors",
+                fix="calibrate again",
+            )
+        outputs[str(link.maker.weight.name)] = factors
+        for reader in link.readers:
+            inputs[str(reader.found.weight.name)] = factors[reader.channel]
+    return {name: Factors(outputs.get(name), inputs.get(name)) for name in {**outputs, **inputs}}
+
+
+def rescaled(found: WeightedNode, factors: Factors) -> NDArray[np.float32]:
+    """A layer's float weights ``[outputs, inputs]`` once its channels are rescaled."""
+    rows = graphs.rows(found)
+    columns = factors.columns(rows.shape[1])
+    if columns is not None:
+        rows = rows / columns
+    return rows if factors.outputs is None else rows * factors.outputs[:, None]
+
+
+def round_weights(
+    weight: NDArray[np.floating],
+    axis: int,
+    kind: IntegerType,
+    scale_dtype: str,
+    name: str = "the weights",
+    factors: Factors | None = None,
+) -> tuple[NDArray[np.int8], NDArray[Any]]:
+    """Round weights to the nearest step, half to even, one scale a channel: ``amax / qmax``.
+
+    Args:
+        weight: float, any shape.
+        axis: the axis that runs over channels.
+        kind: int8, narrow range.
+        scale_dtype: ``"float32"`` or ``"float16"``.
+        name: what errors call the weights.
+        factors: what the weights are rescaled by first.
+
+    Returns:
+        int8 of the shape of `weight`, and scales ``[channels]`` of `scale_dtype`. A channel of
+        zeros has the scale 1.
+
+    Raises:
+        CalibrationError: when a scale does not fit `scale_dtype`.
+    """
+    channels = weight.shape[axis]
+    scales = np.ones(channels, scale_dtype)
+    quantized = np.empty(weight.shape, np.int8)
+    rows, into = np.moveaxis(weight, axis, 0), np.moveaxis(quantized, axis, 0)
+    step = max(1, _BLOCK_ELEMENTS * channels // weight.size)
+    factors = factors or Factors()
+    columns = factors.columns(weight.size // channels)
+    for start in range(0, channels, step):
+        block = np.asarray(rows[start : start + step], np.float32)
+        if columns is not None:
+            block = block / columns.reshape(block.shape[1:])
+        if factors.outputs is not None:
+            sides = (1,) * (block.ndim - 1)
+            block = block * factors.outputs[start : start + step].reshape(-1, *sides)
+        over = tuple(range(1, block.ndim))
+        amax = np.abs(block).max(axis=over, initial=0)
+        wanted = np.maximum(amax / kind.qmax, SMALLEST_SCALE[scale_dtype])
+        scale = narrow(wanted, scale_dtype, f"the scale of a channel of {name}")
+        scale[amax == 0] = 1
+        wide = scale.astype(np.float32).reshape(-1, *(1,) * len(over))
+        into[start : start + step] = np.clip(np.rint(block / wide), kind.qmin, kind.qmax)
+        scales[start : start + step] = scale
+    return quantized, scales
+
+
+def narrow(values: NDArray[np.floating], dtype: str, what: str) -> NDArray[Any]:
+    """Cast to a dialect's high-precision type.
+
+    Raises:
+        CalibrationError: when a value is too large for it.
+    """
+    with np.errstate(over="ignore"):
+        cast = values.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise CalibrationError(
+            f"{what} does not fit {dtype}",
+            got=f"{np.abs(values).max():g}",
+            expected=f"{float(np.finfo(dtype).max):g} at most",
+            fix="rescale the network, or build for another target",
+        )
+    return cast
