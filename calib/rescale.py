@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from vggdeploy.calib.histogram import Histogram
 
-EXPONENTS = (0.0, 0.125, 0.25, 0.375, 0.5)
+EXPONENTS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
 """Shares, in octaves, of the way from one scale for all channels to a scale for each. Full ways
 fail on other images: the largest value of a channel that few images excite is not known."""
 
@@ -46,29 +46,30 @@ def factors(
     """
     if histogram.channels == 1 or not all(histogram.amax(half).any() for half in (0, 1)):
         return None
+    own = [_thresholds(histogram, levels, half) for half in (0, 1)]
     losses = [
-        sum(_loss(histogram, gains, levels, exponent, half) for half in (0, 1))
+        sum(_loss(histogram, gains, levels, _powers(own[half], exponent), half) for half in (0, 1))
         for exponent in EXPONENTS
     ]
     best = EXPONENTS[int(np.argmin(losses))]
-    return _factors(histogram, levels, best, None) if best else None
+    return _powers(_thresholds(histogram, levels, None), best) if best else None
 
 
 def _loss(
-    histogram: Histogram, gains: NDArray[np.float64], levels: int, exponent: float, half: int
+    histogram: Histogram,
+    gains: NDArray[np.float64],
+    levels: int,
+    scaled: NDArray[np.float64],
+    half: int,
 ) -> float:
-    """The error on the other half of what `half` suggests."""
-    scaled = _factors(histogram, levels, exponent, half)
+    """The error on the other half of factors and a threshold that were taken from `half`."""
     weights = gains / scaled**2
     threshold = mse(histogram.magnitudes(scaled, weights, half), levels)
     return histogram.magnitudes(scaled, weights, 1 - half).error(threshold, levels)
 
 
-def _factors(
-    histogram: Histogram, levels: int, exponent: float, half: int | None
-) -> NDArray[np.float64]:
-    thresholds = _thresholds(histogram, levels, half)
-    found = np.ones(histogram.channels)
+def _powers(thresholds: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:
+    found = np.ones(len(thresholds))
     alive = thresholds > 0
     found[alive] = (thresholds.max() / thresholds[alive]) ** exponent
     return np.minimum(found, _LARGEST)
