@@ -182,7 +182,6 @@ def test_full_vgg16_with_the_quirks_of_tf2onnx(
             model=path,
             preprocess=str(recipe(tmp_path, 224, "nhwc")),
             calib_data=sources.DEMO,
-            calib_images=64,
             cpu_isa="avx2",
             out=out,
         )
