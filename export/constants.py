@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggdeploy import graphs
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -86,10 +88,10 @@ def _generated(node: ir.Node) -> float:
     if node.op_type == "ConstantOfShape":
         wanted = array(node.inputs[0])
         return math.prod(int(side) for side in wanted) if wanted is not None else math.inf
-    shape = node.outputs[0].shape
-    if shape is None or not all(isinstance(side, int) for side in shape):
+    sides = graphs.static_shape(node.outputs[0])
+    if sides is None or None in sides:
         return math.inf
-    return math.prod(int(side) for side in shape)
+    return math.prod(side or 0 for side in sides)
 
 
 def evaluate(
