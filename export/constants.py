@@ -88,10 +88,10 @@ def _generated(node: ir.Node) -> float:
     if node.op_type == "ConstantOfShape":
         wanted = array(node.inputs[0])
         return math.prod(int(side) for side in wanted) if wanted is not None else math.inf
-    shape = graphs.static_shape(node.outputs[0])
-    if shape is None:
+    sides = graphs.static_shape(node.outputs[0])
+    if sides is None or None in sides:
         return math.inf
-    return math.prod(math.inf if side is None else side for side in shape)
+    return math.prod(side or 0 for side in sides)
 
 
 def evaluate(

@@ -189,12 +189,13 @@ def torch_old(plain: Plain) -> Any:
 
 
 def keras(plain: Plain) -> Any:
-    """NHWC of a batch called "?": Pad in front of a Conv without padding and in front of pools,
+    """NHWC of a batch called "?": Pad, in both orders, in front of a Conv without padding and of pools,
     ReLU6, the mean over NHWC's own axes, one product; no Softmax. Opset 15."""
     w = Writer()
     x = w.node("Transpose", ["image"], perm=NCHW)
     index = 0
     around = w.sizes("around", 0, 0, 1, 1, 0, 0, 1, 1)
+    amid = w.sizes("amid", 0, 1, 1, 0, 0, 1, 1, 0)
     nothing = w.weight("nothing", np.float32(0))
     bounds = nothing, w.weight("six", np.float32(6))
     for width in plain.features:
@@ -204,7 +205,11 @@ def keras(plain: Plain) -> Any:
             continue
         weight, bias = (w.weight(f"conv{index}.{part}", plain.tensors[f"c{index}.{part}"])
                         for part in ("weight", "bias"))  # fmt: skip
-        x = w.node("Pad", [x, around], mode="constant")
+        if index % 2:
+            x = w.node("Pad", [w.node("Transpose", [x], perm=NHWC), amid], mode="constant")
+            x = w.node("Transpose", [x], perm=NCHW)
+        else:
+            x = w.node("Pad", [x, around], mode="constant")
         x = w.node("Conv", [x, weight, bias], auto_pad="VALID")
         x = w.node("Clip", [x, *bounds]) if index % 2 else w.node("Relu", [x])
         index += 1
