@@ -7,6 +7,7 @@ build of the same inputs finds everything there. `pipeline` knows their order.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import shutil
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from vggdeploy.bundle import Bundle
     from vggdeploy.calib import CalibrationTable
     from vggdeploy.calibration_file import CalibrationFile
-    from vggdeploy.contracts import Dialect, Reporter, Runner, Target
+    from vggdeploy.contracts import Dialect, GraphTarget, Reporter, Runner, Target
     from vggdeploy.inputs import BuildOptions
 
 _GRAPH = bundle.GRAPH
@@ -122,15 +123,23 @@ class Calibration(Job):
                 fix="choose one with --method",
             )
         self.rounding = _rounding(options)
-        self.observer = sources.calibration_target(options.calib_precision)
         if options.emit_trt_cache:
             trt_cache.version_digits(options.trt_version)
         self.images, self.probes = inputs.choose_images(options, self.source, self.store)
-        self.provenance = {
+
+    @functools.cached_property
+    def observer(self) -> GraphTarget:
+        """What runs the float graph in calibration."""
+        return sources.calibration_target(self.options.calib_precision)
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What a calibration table is made from."""
+        return {
             "model": self.source.identity(),
             "images_sha256": self.images.digest(),
             "images": len(self.images),
-            "seed": options.seed,
+            "seed": self.options.seed,
             "preprocess": self.source.preprocess.to_json(),
             "precision": self.observer.precision,
         }
@@ -160,7 +169,12 @@ class Calibration(Job):
             ),
         )
 
-    def _observe(self, graph: Entry, tensors: Iterable[str]) -> Runner:
+    def _observe(
+        self,
+        graph: Entry,
+        tensors: Iterable[str],
+        goal: Literal["latency", "throughput"] = "throughput",
+    ) -> Runner:
         """A runner of the float graph that shows `tensors`."""
         image = graphs.signature(graphs.read(graph.path / _GRAPH)).input.name
         taps = [name for name in dict.fromkeys(tensors) if name != image]
@@ -222,22 +236,24 @@ class Build(Calibration):
         super().__init__(options, reporter)
         self.given = calibration_file.given(options, self.source)
         self.out = options.out or Path("bundles") / f"{self.source.name}-{options.target}"
-        made_from = {
-            **self.provenance,
-            "method": options.method,
-            "rescale": options.rescale,
-        }
-        calibration = {
-            **({"file": self.given.sha256} if self.given else made_from),
-            "rounding": self._rounding_inputs(),
-            "dialect": asdict(self.dialect) if self.dialect else None,
-            "trt_cache": options.trt_version if options.emit_trt_cache else None,
-        }
+        calibration = None
+        if self.dialect is not None:
+            made_from = {
+                **self.provenance,
+                "method": options.method,
+                "rescale": options.rescale,
+            }
+            calibration = {
+                **({"file": self.given.sha256} if self.given else made_from),
+                "rounding": self._rounding_inputs(),
+                "dialect": asdict(self.dialect),
+                "trt_cache": options.trt_version if options.emit_trt_cache else None,
+            }
         self.key = digests.sha256_json(
             {
                 "source": self.source.identity(),
                 "preprocess": self.source.preprocess.to_json(),
-                "calibration": calibration if self.dialect else None,
+                "calibration": calibration,
                 "target": options.target,
                 "probes": self.probes.digest(),
                 "environment": cache.environment(),
@@ -289,7 +305,8 @@ class Build(Calibration):
             thresholds = calib.CalibrationTable.load(table.path / bundle.CALIBRATION)
             layers = calib.wanted_layers(placement, thresholds, dialect)
             images = self.images.choose(min(len(self.images), ROUNDING_IMAGES), self.options.seed)
-            with self._observe(graph, (layer.tensor for layer in layers)) as runner:
+            # One query at a time: multiplying takes as long as the network, and all cores.
+            with self._observe(graph, (layer.tensor for layer in layers), "latency") as runner:
                 moments = calib.covariances(
                     runner,
                     layers,
