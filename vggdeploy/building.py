@@ -14,7 +14,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -178,7 +178,7 @@ class Calibration(Job):
         """A runner of the float graph that shows `tensors`."""
         image = graphs.signature(graphs.read(graph.path / _GRAPH)).input.name
         taps = [name for name in dict.fromkeys(tensors) if name != image]
-        return self.observer.open_graph(graph.path / _GRAPH, taps, RunOptions(goal="throughput"))
+        return self.observer.open_graph(graph.path / _GRAPH, taps, RunOptions(goal=goal))
 
     def calibrate(self, graph: Entry, statistics: Entry) -> Entry:
         """The calibration table."""
