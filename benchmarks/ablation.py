@@ -7,15 +7,16 @@ that were not calibrated on.
 
 from __future__ import annotations
 
+import functools
 import json as jsonlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
 
-from vggdeploy import building, dataset, parity, results, sources
+from vggdeploy import building, dataset, graphs, parity, results, sources
 from vggdeploy.cache import Cache
 from vggdeploy.console import Terminal
 from vggdeploy.contracts import DIALECTS, RunOptions
@@ -23,11 +24,12 @@ from vggdeploy.inputs import BuildOptions
 from vggdeploy.machine import system
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
-    from vggdeploy.contracts import Dialect
+    from vggdeploy.cache import Entry
+    from vggdeploy.contracts import Dialect, GraphTarget, Runner
     from vggdeploy.dataset import Dataset
 
 PLAIN: dict[str, Any] = {"rescale": False, "weight_rounding": "nearest"}
@@ -44,12 +46,67 @@ STEPS: dict[str, dict[str, Any]] = {
     "the default, damping 0.001": {"damping": 0.001},
     "the default, damping 0.1": {"damping": 0.1},
     "the default, bias correction": {"bias_correction": True},
+    "the default, observed in bfloat16": {"calib_precision": "bf16"},
 }
+"""What differs from a build's defaults, in FP32, in each step."""
+
+
+class InBfloat16(building.Build):
+    """A build whose float network is observed as a CPU with bfloat16 arithmetic computes it, on a
+    CPU that has none: weights and layers' inputs are rounded to bfloat16, sums are float32."""
+
+    def observe(
+        self,
+        graph: Entry,
+        tensors: Iterable[str],
+        goal: Literal["latency", "throughput"] = "throughput",
+    ) -> Runner:
+        """A runner of the rounded graph that shows `tensors`."""
+        rounded = self.store.stage(
+            "bfloat16",
+            {"graph": graph.digest},
+            lambda work: in_bfloat16(graph.path / "model.onnx", work / "model.onnx"),
+        )
+        return super().observe(rounded, tensors, goal)
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What a calibration table is made from."""
+        return {**super().provenance, "precision": "bf16"}
+
+    @functools.cached_property
+    def observer(self) -> GraphTarget:
+        """What runs the float graph in calibration."""
+        return sources.float_target()
+
+
+def in_bfloat16(source: Path, out: Path) -> None:
+    """Write a graph whose weighted nodes read weights and inputs rounded to bfloat16."""
+    import onnx_ir
+
+    model = graphs.read(source)
+    narrow, wide = onnx_ir.DataType.BFLOAT16, onnx_ir.DataType.FLOAT
+    for found in list(graphs.weighted(model)):
+        tensor, value = found.weight.const_value, found.node.inputs[0]
+        assert tensor is not None and value is not None
+        rounded = tensor.numpy().astype(narrow.numpy()).astype(np.float32)
+        found.weight.const_value = onnx_ir.tensor(rounded, name=str(found.weight.name))
+        for kind in (narrow, wide):
+            cast = onnx_ir.node("Cast", [value], {"to": kind.value})
+            made = cast.outputs[0]
+            made.name = f"{found.name}.{kind.name}"
+            made.shape, made.type = value.shape, onnx_ir.TensorType(kind)
+            model.graph.append(cast)
+            value = made
+        found.node.replace_input_with(0, value)
+    model.graph.sort()
+    graphs.write(model, out, external=True)
 
 
 def quantized(options: BuildOptions, dialect: Dialect, terminal: Terminal) -> Path:
     """The Q/DQ graph that a build with `options` would compile."""
-    job = building.Build(options, terminal)
+    emulated = options.calib_precision == "bf16"
+    job = (InBfloat16 if emulated else building.Build)(options, terminal)
     graph = job.export()
     table = job.calibrate(graph, job.collect(graph))
     rounded = job.round(graph, table, dialect)
@@ -89,7 +146,7 @@ def main(
     terminal = Terminal()
     base = BuildOptions(
         model=model, weights=weights, preprocess=preprocess, calib_data=calib_data,
-        calib_images=calib_images,
+        calib_images=calib_images, calib_precision="fp32",
     )  # fmt: skip
     first = building.Build(base, terminal)
     images = dataset.scan(Path(data))

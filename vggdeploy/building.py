@@ -150,7 +150,7 @@ class Calibration(Job):
         def make(work: Path) -> None:
             points = calib.place(graphs.read(graph.path / _GRAPH)).points
             seen = {point.name: str(point.seen.name) for point in points}
-            with self._observe(graph, seen.values()) as runner:
+            with self.observe(graph, seen.values()) as runner:
                 calib.collect(
                     runner, seen, self.images, self.source.preprocess, self.reporter
                 ).save(work / _STATISTICS)
@@ -169,7 +169,7 @@ class Calibration(Job):
             ),
         )
 
-    def _observe(
+    def observe(
         self,
         graph: Entry,
         tensors: Iterable[str],
@@ -306,7 +306,7 @@ class Build(Calibration):
             layers = calib.wanted_layers(placement, thresholds, dialect)
             images = self.images.choose(min(len(self.images), ROUNDING_IMAGES), self.options.seed)
             # One query at a time: multiplying takes as long as the network, and all cores.
-            with self._observe(graph, (layer.tensor for layer in layers), "latency") as runner:
+            with self.observe(graph, (layer.tensor for layer in layers), "latency") as runner:
                 moments = calib.covariances(
                     runner,
                     layers,
