@@ -12,7 +12,13 @@ from vggdeploy.calib import second_order
 from vggdeploy.calib.covariance import Wanted, wanted
 from vggdeploy.calib.groups import fitting_group, group_scales, round_groups
 from vggdeploy.calib.second_order import round_second_order
-from vggdeploy.calib.weights import Factors, rescaled, rescaling, round_weights
+from vggdeploy.calib.weights import (
+    Factors,
+    activation_scale,
+    rescaled,
+    rescaling,
+    round_weights,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -82,14 +88,19 @@ def round_to_nearest(found: WeightedNode, dialect: Dialect, factors: Factors) ->
 
 
 def wanted_layers(placement: Placement, table: CalibrationTable, dialect: Dialect) -> list[Wanted]:
-    """What second-order rounding needs to know of each layer that it can round."""
+    """What second-order rounding needs to know of each layer that it can round.
+
+    Weights that several nodes read are none: each node has inputs of its own.
+    """
     factors = rescaling(placement, table)
     found = []
     for node, point in _inputs(placement):
         source = node.node.inputs[0]
         assert source is not None
+        if len(node.weight.uses()) > 1:
+            continue
         kind = dialect.activation(point.nonnegative) if point else None
-        scale = table.tensors[point.name].scale(kind) if point and kind else None
+        scale = float(activation_scale(point, table, dialect)) if point else None
         own = factors.get(str(node.weight.name), Factors()).inputs
         layer = wanted(node, source, own, scale, kind)
         if layer is not None:
@@ -136,6 +147,7 @@ def _round_layer(
         (kind.qmin, kind.qmax),
         damping=how.damping,
         order=how.order,
+        name=str(found.weight.name),
     )
     made = Rounded(integers, scales)
     if not how.bias_correction or found.node.op_type == "MatMul":

@@ -41,6 +41,7 @@ def round_second_order(
     *,
     damping: float = DAMPING,
     order: Order = "diagonal",
+    name: str = "the weights",
 ) -> NDArray[np.int8]:
     """Round to steps of given scales so that the layer's outputs change least.
 
@@ -51,24 +52,33 @@ def round_second_order(
         limits: the smallest and the largest integer.
         damping: see `DAMPING`; above 0.
         order: one of `ORDERS`.
+        name: what errors call the weights.
 
     Returns:
         int8 ``[rows, columns]``; what is meant is ``integer * scale``.
 
     Raises:
-        CalibrationError: when the covariance is not finite.
+        CalibrationError: when the covariance is not finite, or the damping too small for it.
     """
     columns = weight.shape[1]
     diagonal = np.diagonal(covariance).astype(np.float64)
     if not np.isfinite(diagonal).all():
         raise CalibrationError(
-            "the covariance of a layer's inputs is not finite",
+            f"the covariance of the inputs of {name} is not finite",
             fix="check the weights and --preprocess",
         )
     places = (
         np.argsort(diagonal, kind="stable") if order == "diagonal" else np.arange(columns)[::-1]
     )
-    factor = _cholesky(covariance, places, damping * float(diagonal.mean() or 1.0))
+    try:
+        factor = _cholesky(covariance, places, damping * float(diagonal.mean() or 1.0))
+    except np.linalg.LinAlgError as error:
+        raise CalibrationError(
+            f"the covariance of the inputs of {name} has no Cholesky factor",
+            got=f"damping {damping:g}",
+            expected=f"{DAMPING:g} is usual",
+            fix="give a larger --damping",
+        ) from error
     weights = np.ascontiguousarray(weight.T[places], np.float32)
     groups = scales.reshape(len(weight), -1).T.astype(np.float32)
     steps = groups[places // (columns // len(groups))]
