@@ -113,7 +113,8 @@ def _moved(node: ir.Node, numbers: NDArray[np.intp]) -> NDArray[np.intp] | None:
     if node.op_type in ("MaxPool", "Pad"):
         if numbers.ndim != 4 or sides[1] != numbers.shape[1]:
             return None
-        return np.broadcast_to(numbers[:, :, :1, :1], sides)
+        first = numbers[:, :, :1, :1]
+        return np.broadcast_to(first, sides) if (numbers == first).all() else None
     if node.op_type == "Transpose":
         order = graphs.attribute(node, "perm", tuple(reversed(range(numbers.ndim))))
         return numbers.transpose(tuple(order)) if order[0] == 0 else None

@@ -14,6 +14,7 @@ import numpy as np
 
 from vggdeploy import graphs
 from vggdeploy.calib.collect import passes
+from vggdeploy.errors import CalibrationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,13 +139,22 @@ def covariances(
 
     Returns:
         Moments by the weight's name.
+
+    Raises:
+        DatasetError: naming an image that cannot be decoded.
+        CalibrationError: naming a tensor that held a NaN or an infinity, and the image.
     """
     sums = {layer.name: _Sum(layer, len(images)) for layer in layers}
     outputs = passes(runner, images, preprocess, reporter, "observing layers' inputs")
-    for index, held in enumerate(outputs):
+    for index, (sample, held) in enumerate(zip(images.samples, outputs, strict=True)):
         for layer in layers:
-            drawn = np.random.default_rng((seed, index, zlib.crc32(layer.name.encode())))
-            sums[layer.name].add(held[layer.tensor][0], drawn)
+            own = (seed < 0, abs(seed), index, zlib.crc32(layer.name.encode()))
+            if not sums[layer.name].add(held[layer.tensor][0], np.random.default_rng(own)):
+                raise CalibrationError(
+                    f"tensor {layer.tensor!r} held NaN or infinity for image {sample.path}",
+                    expected="finite values",
+                    fix="check the weights and --preprocess",
+                )
     return {name: total.moments() for name, total in sums.items()}
 
 
@@ -162,21 +172,26 @@ class _Sum:
         self._count = 0
         self._held: list[NDArray[np.float32]] = []
 
-    def add(self, values: NDArray[np.float32], drawn: np.random.Generator) -> None:
+    def add(self, values: NDArray[np.float32], drawn: np.random.Generator) -> bool:
+        """Take some patches of one image; False, and nothing taken, where they are not finite."""
         layer = self.layer
         if layer.factors is not None:
             sides = (1,) * (values.ndim - 1)
             values = values * layer.factors.reshape(-1, *sides)
         exact = _patches(values, layer, self.share, drawn)
+        sums = exact.sum(0, np.float64)
+        if not np.isfinite(sums).all():
+            return False
         rows = exact
         if layer.scale is not None:
             scale = np.float32(layer.scale)
             rows = np.clip(np.rint(exact / scale), *layer.limits) * scale
-        self._means += np.stack([rows.sum(0, np.float64), exact.sum(0, np.float64)])
+        self._means += np.stack([rows.sum(0, np.float64), sums])
         self._count += len(rows)
         self._held.append(rows)
         if self._matrix is not None and sum(map(len, self._held)) >= _BUFFER:
             self._multiply(self._matrix)
+        return True
 
     def _multiply(self, matrix: NDArray[np.float32]) -> None:
         rows = np.concatenate(self._held)

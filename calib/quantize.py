@@ -13,8 +13,7 @@ import numpy as np
 from vggdeploy import graphs, opsets
 from vggdeploy.calib.placement import place
 from vggdeploy.calib.rounding import Rounded, round_to_nearest
-from vggdeploy.calib.weights import SMALLEST_SCALE, Factors, narrow, rescaling
-from vggdeploy.errors import CalibrationError
+from vggdeploy.calib.weights import Factors, activation_scale, narrow, rescaling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -159,31 +158,20 @@ def _set_bias(
         bias = bias * factors.outputs
     if correction is not None:
         bias = bias + correction
-    new = _constant(model, f"{found.weight.name}.bias", bias.astype(np.float32))
     found.node.resize_inputs(3)
-    found.node.replace_input_with(2, new)
+    found.node.replace_input_with(2, None)
     if old is not None and not old.uses():
         model.graph.initializers.pop(str(old.name))
+    name = str(old.name) if old is not None else f"{found.name}.bias"
+    found.node.replace_input_with(2, _constant(model, name, bias.astype(np.float32)))
 
 
 def _insert_pair(model: ir.Model, point: Point, table: CalibrationTable, dialect: Dialect) -> None:
     import onnx_ir
 
-    if point.name not in table.tensors:
-        raise CalibrationError(
-            f"the calibration table has no entry for tensor {point.name!r}",
-            expected="a table made from this model",
-            fix="calibrate again",
-        )
     kind = dialect.activation(point.nonnegative)
-    smallest = SMALLEST_SCALE[dialect.high_precision]
-    scale = max(table.tensors[point.name].scale(kind), smallest)
     parameters = [
-        _constant(
-            model,
-            f"{point.name}.scale",
-            narrow(np.array(scale), dialect.high_precision, f"the scale of tensor {point.name!r}"),
-        ),
+        _constant(model, f"{point.name}.scale", activation_scale(point, table, dialect)),
         _constant(model, f"{point.name}.zero_point", np.array(0, kind.dtype)),
     ]
     quantized = _append(

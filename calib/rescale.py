@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggdeploy.calib.histogram import error_integral
+from vggdeploy.calib.histogram import error_integral, parts
 from vggdeploy.calib.methods import mse
 
 if TYPE_CHECKING:
@@ -27,8 +27,10 @@ alone would go to 0.5 and beyond; the weights that read them lose by it, and a q
 from the best on photographs and on digits. Full ways fail on other images: the largest value of a
 channel that few images excite is not known."""
 
-_RATIOS = np.geomspace(0.25, 1, 12)
-_LARGEST = 1024.0
+_RATIOS = np.geomspace(1, 0.25, 12)
+"""Of a channel's threshold to its largest value; that itself first, where none is better."""
+
+LARGEST = 1024.0
 """A channel that is hardly ever excited would have its noise weights blown up for nothing."""
 
 
@@ -74,24 +76,35 @@ def _powers(thresholds: NDArray[np.float64], exponent: float) -> NDArray[np.floa
     found = np.ones(len(thresholds))
     alive = thresholds > 0
     found[alive] = (thresholds.max() / thresholds[alive]) ** exponent
-    return np.minimum(found, _LARGEST)
+    return np.minimum(found, LARGEST)
 
 
 def _thresholds(histogram: Histogram, levels: int, half: int | None) -> NDArray[np.float64]:
     """The threshold of each channel that loses least of that channel; 0 where it is dead."""
-    counts = histogram.counts(half)[:, 1:].astype(np.float64)
-    amax, edges = histogram.amax(half), histogram.edges()
-    best, least = np.zeros(len(amax)), np.full(len(amax), np.inf)
-    used = np.flatnonzero(amax > 0)
+    counts, amax, edges = histogram.counts(half)[:, 1:], histogram.amax(half), histogram.edges()
+    found = np.zeros(len(amax))
+    alive = np.flatnonzero(amax > 0)
+    for part in parts(len(alive)):
+        some = alive[part]
+        found[some] = _least(counts[some].astype(np.float64), edges, amax[some], levels)
+    return found
+
+
+def _least(
+    counts: NDArray[np.float64], edges: NDArray[np.float64], amax: NDArray[np.float64], levels: int
+) -> NDArray[np.float64]:
+    """The best of some ratios to each channel's largest value, as a threshold."""
+    best: NDArray[np.float64] = amax.copy()
+    least = np.full(len(amax), np.inf)
     # A channel's last bin ends where the channel does; those beyond hold nothing.
-    edges = np.minimum(edges, amax[used, None])
+    edges = np.minimum(edges, amax[:, None])
     width = np.diff(edges, axis=1)
-    density = np.divide(counts[used], width, out=np.zeros_like(width), where=width > 0)
+    density = np.divide(counts, width, out=np.zeros_like(width), where=width > 0)
     for ratio in _RATIOS:
-        step = amax[used] * ratio / levels
+        step = amax * ratio / levels
         whole = np.diff(error_integral(edges / step[:, None], levels), axis=1)
-        error = (density * whole).sum(1) * step**3
-        better = error < least[used]
-        best[used[better]] = amax[used[better]] * ratio
-        least[used[better]] = error[better]
+        error = np.einsum("ij,ij->i", density, whole) * step**3
+        better = error < least
+        best[better] = amax[better] * ratio
+        least[better] = error[better]
     return best

@@ -12,7 +12,14 @@ from vggdeploy.calib import second_order
 from vggdeploy.calib.covariance import Wanted, wanted
 from vggdeploy.calib.groups import fitting_group, group_scales, round_groups
 from vggdeploy.calib.second_order import round_by_covariance, round_by_samples
-from vggdeploy.calib.weights import Factors, channel_scales, rescaled, rescaling, round_weights
+from vggdeploy.calib.weights import (
+    Factors,
+    activation_scale,
+    channel_scales,
+    rescaled,
+    rescaling,
+    round_weights,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -82,14 +89,19 @@ def round_to_nearest(found: WeightedNode, dialect: Dialect, factors: Factors) ->
 
 
 def wanted_layers(placement: Placement, table: CalibrationTable, dialect: Dialect) -> list[Wanted]:
-    """What second-order rounding needs to know of each layer that it can round."""
+    """What second-order rounding needs to know of each layer that it can round.
+
+    Weights that several nodes read are none: each node has inputs of its own.
+    """
     factors = rescaling(placement, table)
     found = []
     for node, point in _inputs(placement):
         source = node.node.inputs[0]
         assert source is not None
+        if len(node.weight.uses()) > 1:
+            continue
         kind = dialect.activation(point.nonnegative) if point else None
-        scale = table.tensors[point.name].scale(kind) if point and kind else None
+        scale = float(activation_scale(point, table, dialect)) if point else None
         own = factors.get(str(node.weight.name), Factors()).inputs
         layer = wanted(node, source, own, scale, kind)
         if layer is not None:
@@ -122,6 +134,7 @@ def _round_layer(
     found: WeightedNode, dialect: Dialect, factors: Factors, moments: Moments, how: SecondOrder
 ) -> Rounded:
     rows, group = graphs.rows(found), _group(found, dialect)
+    name = str(found.weight.name)
     kind: Any = dialect.weight
     if group and dialect.matrix is not None:
         kind = dialect.matrix
@@ -130,7 +143,6 @@ def _round_layer(
             energy = np.square(moments.samples).mean(0)
         scales = group_scales(rows, kind, group, energy)
     else:
-        name = str(found.weight.name)
         scales = channel_scales(rows, kind, dialect.high_precision, name, factors)
     limits = (kind.qmin, kind.qmax)
     if moments.samples is not None:
@@ -142,6 +154,7 @@ def _round_layer(
             divisors=factors.columns(rows.shape[1]),
             damping=how.damping,
             order=how.order,
+            name=name,
         )
     else:
         assert moments.covariance is not None
@@ -152,6 +165,7 @@ def _round_layer(
             limits,
             damping=how.damping,
             order=how.order,
+            name=name,
         )
     made = Rounded(integers, scales)
     if not how.bias_correction or found.node.op_type == "MatMul":

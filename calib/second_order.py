@@ -41,6 +41,7 @@ def round_by_covariance(
     *,
     damping: float = DAMPING,
     order: Order = "diagonal",
+    name: str = "the weights",
 ) -> NDArray[np.int8]:
     """Round to steps of given scales so that the layer's outputs change least.
 
@@ -51,15 +52,19 @@ def round_by_covariance(
         limits: the smallest and the largest integer.
         damping: see `DAMPING`; above 0.
         order: one of `ORDERS`.
+        name: what errors call the weights.
 
     Returns:
         int8 ``[rows, columns]``; what is meant is ``integer * scale``.
+
+    Raises:
+        CalibrationError: when the covariance is not finite, or the damping too small for it.
     """
     diagonal = np.diagonal(covariance).astype(np.float64)
-    places = _places(diagonal, order)
+    places = _places(diagonal, order, name)
     ordered = covariance[np.ix_(places, places)].astype(np.float64)
     ordered[np.diag_indices_from(ordered)] += damping * (diagonal.mean() or 1.0)
-    factor = np.linalg.cholesky(ordered).astype(np.float32)
+    factor = _cholesky(ordered, damping, name)
     weights = np.ascontiguousarray(weight.T[places], np.float32)
     groups, group = _groups(scales, places)
     integers = np.empty(weights.shape, np.int8)
@@ -85,6 +90,7 @@ def round_by_samples(
     divisors: NDArray[np.floating] | None = None,
     damping: float = DAMPING,
     order: Order = "diagonal",
+    name: str = "the weights",
 ) -> NDArray[np.int8]:
     """`round_by_covariance` for a layer with more inputs than samples, whose covariance has no
     higher rank than these: the same result without the matrix, which 25,088 inputs would make
@@ -103,12 +109,16 @@ def round_by_samples(
         divisors: ``[columns]``, what the weights are divided by first; None for 1.
         damping: as there.
         order: as there.
+        name: as there.
 
     Returns:
         int8 ``[rows, columns]``.
+
+    Raises:
+        CalibrationError: as there.
     """
     energy = np.square(samples, dtype=np.float64).mean(0)
-    places = _places(energy, order)
+    places = _places(energy, order, name)
     groups, group = _groups(scales, places)
     inputs = np.ascontiguousarray(samples[:, places], np.float64)
     left = inputs @ inputs.T
@@ -128,7 +138,7 @@ def round_by_samples(
         covariance = block.T @ seen
         covariance[np.diag_indices_from(covariance)] += 1
         goal = weights + np.linalg.solve(covariance, seen.T).astype(np.float32) @ off
-        factor = np.linalg.cholesky(covariance).astype(np.float32)
+        factor = _cholesky(covariance, damping, name)
         found = _nearest_plane(goal, goal, steps, factor, limits)
         integers[:, at] = found.T
         off += block.astype(np.float32) @ (weights - found * steps)
@@ -154,15 +164,24 @@ def _nearest_plane(
     return found
 
 
-def _places(diagonal: NDArray[np.float64], order: Order) -> NDArray[np.intp]:
-    """The columns from the last that is rounded to the first.
+def _cholesky(matrix: NDArray[np.float64], damping: float, name: str) -> NDArray[np.float32]:
+    """The lower factor of a damped matrix."""
+    try:
+        return np.linalg.cholesky(matrix).astype(np.float32)
+    except np.linalg.LinAlgError as error:
+        raise CalibrationError(
+            f"the covariance of the inputs of {name} has no Cholesky factor",
+            got=f"damping {damping:g}",
+            expected=f"{DAMPING:g} is usual",
+            fix="give a larger --damping",
+        ) from error
 
-    Raises:
-        CalibrationError: when the second moments are not finite.
-    """
+
+def _places(diagonal: NDArray[np.float64], order: Order, name: str) -> NDArray[np.intp]:
+    """The columns from the last that is rounded to the first."""
     if not np.isfinite(diagonal).all():
         raise CalibrationError(
-            "the second moments of a layer's inputs are not finite",
+            f"the covariance of the inputs of {name} is not finite",
             fix="check the weights and --preprocess",
         )
     if order == "diagonal":

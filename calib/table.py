@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy import atomic
 from vggdeploy.calib.methods import METHODS
-from vggdeploy.calib.rescale import factors
+from vggdeploy.calib.rescale import LARGEST, factors
 from vggdeploy.contracts import INT8, UINT8
 from vggdeploy.errors import CalibrationError, ConfigError
 
@@ -34,7 +34,7 @@ class Rescaled:
     """A tensor with its channels multiplied, and what was chosen for it then: see `rescale`.
 
     Attributes:
-        factors: of each channel, above 0.
+        factors: of each channel, from 1 to `rescale.LARGEST`.
         thresholds: by quantized type, of the tensor once it is multiplied.
     """
 
@@ -61,22 +61,6 @@ class TensorRange:
     method: str
     rescaled: Rescaled | None = None
 
-    def scale(self, kind: IntegerType) -> float:
-        """The quantization step for `kind`, of the tensor as `quantize` leaves it: rescaled where
-        it can be.
-
-        Raises:
-            CalibrationError: when the table has no threshold for it.
-        """
-        thresholds = self.rescaled.thresholds if self.rescaled else self.thresholds
-        if kind.dtype not in thresholds:
-            raise CalibrationError(
-                f"the calibration table has no threshold for {kind.dtype}",
-                got=", ".join(thresholds),
-                fix="calibrate again",
-            )
-        return thresholds[kind.dtype] / kind.qmax
-
 
 @dataclass(frozen=True)
 class CalibrationTable:
@@ -95,6 +79,41 @@ class CalibrationTable:
         """How the thresholds were chosen; ``mixed`` where not all in the same way."""
         methods = {tensor.method for tensor in self.tensors.values()}
         return methods.pop() if len(methods) == 1 else "mixed"
+
+    def scale(self, name: str, kind: IntegerType, *, rescaled: bool = True) -> float:
+        """The quantization step of tensor `name` for `kind`.
+
+        Args:
+            name: of the tensor.
+            kind: the quantized type.
+            rescaled: whether of the tensor as `quantize` leaves it, its channels rescaled where
+                the table has it so; else as it is in the float graph.
+
+        Raises:
+            CalibrationError: naming the tensor, when the table has no threshold for it.
+        """
+        entry = self.tensors.get(name)
+        if entry is None:
+            raise CalibrationError(
+                f"the calibration table has no entry for tensor {name!r}",
+                expected="a table made from this model",
+                fix="calibrate again",
+            )
+        own = entry.rescaled if rescaled else None
+        thresholds = own.thresholds if own else entry.thresholds
+        if kind.dtype not in thresholds:
+            raise CalibrationError(
+                f"the calibration table has no {'rescaled ' if own else ''}threshold of tensor "
+                f"{name!r} for {kind.dtype}",
+                got=", ".join(thresholds) or "none",
+                fix="calibrate again",
+            )
+        return thresholds[kind.dtype] / kind.qmax
+
+    def plain(self) -> CalibrationTable:
+        """The table for a graph whose channels are not rescaled."""
+        tensors = {name: replace(entry, rescaled=None) for name, entry in self.tensors.items()}
+        return CalibrationTable(tensors, self.source)
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -150,7 +169,7 @@ class CalibrationTable:
         ) as error:
             raise CalibrationError(
                 f"calibration table {path} cannot be read",
-                got=error,
+                got=f"no {error}" if isinstance(error, KeyError) else error,
                 expected="what 'vggdeploy calibrate' writes",
                 fix="calibrate again",
             ) from error
@@ -167,7 +186,7 @@ def _tensor(name: str, entry: Any) -> TensorRange:
     low, high = (None, None) if entry["range"] is None else map(float, entry["range"])
     rescaled = None
     if "rescaled" in entry:
-        factors = tuple(_positive(name, value) for value in entry["rescaled"]["factors"])
+        factors = tuple(_factor(name, value) for value in entry["rescaled"]["factors"])
         rescaled = Rescaled(factors, _thresholds(name, entry["rescaled"]["threshold"]))
     thresholds = _thresholds(name, entry["threshold"])
     return TensorRange(low, high, thresholds, str(entry["method"]), rescaled)
@@ -182,6 +201,13 @@ def _rescaled_json(rescaled: Rescaled | None) -> dict[str, Any]:
         return {}
     said = {"factors": list(rescaled.factors), "threshold": dict(rescaled.thresholds)}
     return {"rescaled": said}
+
+
+def _factor(name: str, value: Any) -> float:
+    number = float(value)
+    if not 1 <= number <= LARGEST:
+        raise ValueError(f"factor {value!r} of a channel of tensor {name!r}")
+    return number
 
 
 def _positive(name: str, value: Any) -> float:

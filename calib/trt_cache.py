@@ -228,7 +228,8 @@ def save(
         CalibrationError: when a scale does not fit float32, or a name does not fit a line.
         ConfigError: for a version that reads no such cache.
     """
-    scales = {name: tensor.scale(INT8) for name, tensor in table.tensors.items()}
+    # The float graph's channels are not rescaled.
+    scales = {name: table.scale(name, INT8, rescaled=False) for name in table.tensors}
     for name, source in scale_sources(model, tuple(scales)).items():
         scales[name] = scales[source]
     lines = [f"TRT-{version_digits(version)}-{_CALIBRATORS[0]}"]

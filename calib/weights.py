@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggdeploy.calib.placement import Placement
+    from vggdeploy.calib.placement import Placement, Point
     from vggdeploy.calib.table import CalibrationTable
-    from vggdeploy.contracts import IntegerType
+    from vggdeploy.contracts import Dialect, IntegerType
     from vggdeploy.graphs import WeightedNode
 
 _BLOCK_ELEMENTS = 1 << 23
@@ -90,6 +90,17 @@ def rescaled(found: WeightedNode, factors: Factors) -> NDArray[np.float32]:
     if columns is not None:
         rows = rows / columns
     return rows if factors.outputs is None else rows * factors.outputs[:, None]
+
+
+def activation_scale(point: Point, table: CalibrationTable, dialect: Dialect) -> NDArray[Any]:
+    """The quantization step of an activation, a scalar of the type that it is stored in.
+
+    Raises:
+        CalibrationError: when the table lacks it, or it does not fit that type.
+    """
+    scale = table.scale(point.name, dialect.activation(point.nonnegative))
+    kept = np.array(max(scale, SMALLEST_SCALE[dialect.high_precision]))
+    return narrow(kept, dialect.high_precision, f"the scale of tensor {point.name!r}")
 
 
 def round_weights(

@@ -238,13 +238,10 @@ class Build(Calibration):
         self.out = options.out or Path("bundles") / f"{self.source.name}-{options.target}"
         calibration = None
         if self.dialect is not None:
-            made_from = {
-                **self.provenance,
-                "method": options.method,
-                "rescale": options.rescale,
-            }
+            made_from = {**self.provenance, "method": options.method}
             calibration = {
                 **({"file": self.given.sha256} if self.given else made_from),
+                "rescale": options.rescale,
                 "rounding": self._rounding_inputs(),
                 "dialect": asdict(self.dialect),
                 "trt_cache": options.trt_version if options.emit_trt_cache else None,
@@ -266,12 +263,21 @@ class Build(Calibration):
 
         def make(work: Path) -> None:
             points = calib.place(graphs.read(graph.path / _GRAPH)).points
-            given.table(points).save(work / bundle.CALIBRATION)
+            table = given.table(points)
+            if not self.options.rescale:
+                table = table.plain()
+            table.save(work / bundle.CALIBRATION)
 
         return self.stages.run(
             "calibration",
             lambda: self.store.stage(
-                "calibration", {"graph": graph.digest, "file": given.sha256}, make
+                "calibration",
+                {
+                    "graph": graph.digest,
+                    "file": given.sha256,
+                    "rescale": self.options.rescale,
+                },
+                make,
             ),
         )
 

@@ -48,15 +48,21 @@ def test_thresholds_are_the_methods_for_each_type(statistics: Statistics, method
         assert dict(entry.thresholds) == expected
         assert (entry.low, entry.high) == (histogram.min, histogram.max)
         assert entry.method == method
-        assert entry.scale(INT8) == expected["int8"] / 127
-    assert table.tensors["relu"].scale(UINT8) == table.tensors["relu"].thresholds["uint8"] / 255
+        assert table.scale(name, INT8) == expected["int8"] / 127
+    assert table.scale("relu", UINT8) == table.tensors["relu"].thresholds["uint8"] / 255
     assert table.source == {"seed": 4}
 
 
 def test_a_signed_tensor_has_no_uint8(statistics: Statistics) -> None:
     table = calibrate(statistics, NONNEGATIVE, "minmax", {})
-    with pytest.raises(CalibrationError, match="uint8"):
-        table.tensors["image"].scale(UINT8)
+    with pytest.raises(CalibrationError, match="threshold of tensor 'image' for uint8: got int8"):
+        table.scale("image", UINT8)
+
+
+def test_a_tensor_that_is_not_there_is_named(statistics: Statistics) -> None:
+    table = calibrate(statistics, NONNEGATIVE, "minmax", {})
+    with pytest.raises(CalibrationError, match="no entry for tensor 'pool'"):
+        table.scale("pool", INT8)
 
 
 def test_unknown_method_lists_the_known(statistics: Statistics) -> None:

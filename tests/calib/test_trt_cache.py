@@ -161,8 +161,8 @@ def test_a_cache_becomes_a_table(small: Path) -> None:
         kinds = ("int8",) if name == "image" else ("int8", "uint8")
         assert dict(entry.thresholds) == dict.fromkeys(kinds, threshold)
         assert (entry.low, entry.high, entry.method) == (None, None, "trt-cache")
-        assert np.float32(entry.scale(INT8)) == np.float32(scales[name])
-    assert table.tensors["f0.relu"].scale(UINT8) == pytest.approx(0.05 * 127 / 255, rel=1e-6)
+        assert np.float32(table.scale(name, INT8)) == np.float32(scales[name])
+    assert table.scale("f0.relu", UINT8) == pytest.approx(0.05 * 127 / 255, rel=1e-6)
     assert table.source == {
         "model": None,
         "preprocess": None,

@@ -390,7 +390,9 @@ def test_quantized_with_one_pair_in_front_of_each_pool(
     done = quantize(adopted, table_for(adopted), DIALECTS[dialect], out)
     products = LAYERS[style]["Gemm"]
     assert done.left == ()
-    assert len(done.weights) == len(done.activations) == 13 + products
+    assert len(done.weights) == 13 + products
+    # 4-bit weights of a product go with float activations.
+    assert len(done.activations) == 13 + (products if DIALECTS[dialect].matrix is None else 0)
     whole = onnx.load(out)
     made = {output: node for node in whole.graph.node for output in node.output}
     stored = {tensor.name: tensor for tensor in whole.graph.initializer}

@@ -27,12 +27,12 @@ TENSORS = ["image", "relu", *(f"relu_{place}" for place in range(1, 7)), "view",
 """What the tiny VGG11 quantizes. Its last pool is followed by an average, which is quantized in
 place of it."""
 
-STAGES = ["export", "calibration", "quantize", "compile", "reference", "bundle"]
+STAGES = ["export", "calibration", "round", "quantize", "compile", "reference", "bundle"]
 
 
 @pytest.fixture
 def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever looks at an image to calibrate, fails."""
+    """Whoever observes activations or chooses thresholds, fails."""
     monkeypatch.delattr("vggdeploy.calib.collect")
     monkeypatch.delattr("vggdeploy.calib.calibrate")
 
@@ -84,7 +84,7 @@ def test_own_table_gives_the_same_engine(
     assert not [caution for caution in result["cautions"] if "calibration" in caution]
     manifest = bundle.open_bundle(tmp_path / "bundle").manifest
     assert manifest["build"]["calibration_file"] == sha256(table)
-    assert manifest["build"]["method"] == "mse"
+    assert manifest["build"]["method"] == "auto"
     assert bundle.open_bundle(tiny_bundle).manifest["build"]["calibration_file"] is None
 
 
@@ -92,7 +92,8 @@ def test_another_file_is_another_bundle(
     tiny: Options, tiny_bundle: Path, edited: Callable[..., Path], tmp_path: Path
 ) -> None:
     def widen(said: dict[str, Any]) -> None:
-        said["tensors"]["relu"]["threshold"]["uint8"] *= 2
+        entry = said["tensors"]["relu"]
+        entry.get("rescaled", entry)["threshold"]["uint8"] *= 2
 
     out = tmp_path / "bundle"
     pipeline.build(tiny(calibration=tiny_bundle / bundle.CALIBRATION, out=out))
@@ -105,8 +106,8 @@ def test_another_file_is_another_bundle(
     before = (out / "model.bin").read_bytes()
     result = pipeline.build(tiny(calibration=edited(widen), out=out, force=True))
     assert {s["name"]: s["cached"] for s in result["stages"]} == {
-        "export": True, "calibration": False, "quantize": False, "compile": False,
-        "reference": True, "bundle": False,
+        "export": True, "calibration": False, "round": False, "quantize": False,
+        "compile": False, "reference": True, "bundle": False,
     }  # fmt: skip
     assert (out / "model.bin").read_bytes() != before
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytest.importorskip("openvino")
 pytest.importorskip("torch")
 
-STAGES = ["export", "collect", "calibrate", "quantize", "compile", "reference", "bundle"]
+STAGES = ["export", "collect", "calibrate", "round", "quantize", "compile", "reference", "bundle"]
 
 
 def cached(result: dict[str, Any]) -> dict[str, bool]:
@@ -60,8 +60,8 @@ def test_another_method_uses_export_and_collection_again(
 ) -> None:
     result = pipeline.build(tiny(method="percentile", out=tmp_path / "bundle"))
     assert cached(result) == {
-        "export": True, "collect": True, "calibrate": False, "quantize": False, "compile": False,
-        "reference": True, "bundle": False,
+        "export": True, "collect": True, "calibrate": False, "round": False, "quantize": False,
+        "compile": False, "reference": True, "bundle": False,
     }  # fmt: skip
 
 
