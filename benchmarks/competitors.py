@@ -191,26 +191,54 @@ def _onnxruntime(job: Job) -> Outcome:
 
 @dataclass(frozen=True)
 class _Work:
-    """A child's work, the packages that it imports before the clock starts, and the extras that
-    bring them."""
+    """A child's work.
+
+    Attributes:
+        packages: what it cannot do without.
+        extra: the extras of this project that bring them.
+        late: modules that they import when they are used, which would be counted as work.
+    """
 
     run: Callable[[Job], Outcome]
     packages: tuple[str, ...]
     extra: str
+    late: tuple[str, ...] = ()
+
+    def load(self) -> None:
+        """Import all of it."""
+        for package in self.packages:
+            importlib.import_module(package)
+        for module in self.late:
+            with contextlib.suppress(ImportError):  # another version keeps it elsewhere
+                importlib.import_module(module)
 
 
-_OWN = functools.partial(_Work, packages=("openvino", "onnx", "onnx_ir"), extra="export,openvino")
+_OWN = functools.partial(
+    _Work,
+    packages=("openvino", "onnx", "onnx_ir"),
+    extra="export,openvino",
+    late=("onnx_ir.passes.common",),
+)
+_NNCF = _Work(
+    _nncf,
+    ("openvino", "nncf"),
+    "openvino,peers",
+    ("nncf.openvino.quantization.quantize_model", "nncf.openvino.statistics.aggregator"),
+)
+_ONNXRUNTIME = _Work(
+    _onnxruntime,
+    ("onnx", "onnxruntime"),
+    "export,peers",
+    ("onnxruntime.quantization.shape_inference", "onnxruntime.tools.symbolic_shape_infer"),
+)
 _WORK: dict[str, _Work] = {
     EXPORT: _OWN(_export),
     COLLECT: _OWN(_collect),
     "ov-int8": _OWN(_ours),
     "ov-int8-w4": _OWN(_ours),
     TENSORRT: _OWN(_ours),
-    NNCF: _Work(_nncf, ("openvino", "nncf"), "openvino,peers"),
-    **{
-        name: _Work(_onnxruntime, ("onnx", "onnxruntime", "onnxruntime.quantization"), "peers")
-        for name in ONNXRUNTIME
-    },
+    NNCF: _NNCF,
+    **dict.fromkeys(ONNXRUNTIME, _ONNXRUNTIME),
 }
 OWN = tuple(name for name, work in _WORK.items() if work.run is _ours)
 COMPETITORS = tuple(name for name in _WORK if name not in (EXPORT, COLLECT))
@@ -224,15 +252,14 @@ def require(name: str) -> None:
         MissingError: with the command that installs them.
     """
     for package in _WORK[name].packages:
-        require_package(package.partition(".")[0], _WORK[name].extra, name)
+        require_package(package, _WORK[name].extra, name)
 
 
 def perform(job: Job) -> Outcome:
     """Do a job in this process, and say what it took. Every failure is an `Outcome` too."""
     work = _WORK[job.name]
     try:
-        for package in work.packages:
-            importlib.import_module(package)
+        work.load()
         start = time.perf_counter()
         made = work.run(job)
         seconds = time.perf_counter() - start
