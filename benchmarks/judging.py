@@ -94,13 +94,14 @@ def interleave(
     """Seconds of `runs` queries of each open runner, one of each in turn.
 
     The order moves on by one each turn, and every second round is backwards: what runs next finds
-    the caches as the one before has left them.
+    the caches as the one before has left them. No runners, no samples.
     """
     count = len(runners)
     samples: list[list[float]] = [[] for _ in runners]
     for turn in range(WARMUP + runs):
         order = [(turn + step) % count for step in range(count)]
-        for index in order if turn // count % 2 else reversed(order):
+        backwards = turn // max(count, 1) % 2
+        for index in reversed(order) if backwards else order:
             start = time.perf_counter()
             runners[index].infer(batch)
             if turn >= WARMUP:

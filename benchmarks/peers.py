@@ -201,6 +201,10 @@ def _failed(row: Row, error: VggdeployError) -> Row:
     return replace(row, note="; ".join(filter(None, (f"failed: {error}", row.note))))
 
 
+def _noted(row: Row, said: str) -> Row:
+    return replace(row, note="; ".join(filter(None, (row.note, said))))
+
+
 def integer_target(name: str) -> GraphTarget:
     """The target that runs a competitor's engine with integer kernels."""
     found = targets.get(name if name in targets.REGISTRY else "ov-int8")
@@ -224,16 +228,22 @@ def race(
                 target = integer_target(row.name)
                 runner = stack.enter_context(target.open_graph(Path(engine), (), RunOptions()))
                 done[index] = replace(row, requantized=tuple(judging.requantized(runner)))
-                runners.append((index, False, runner))
-                if row.name in ONNXRUNTIME:
-                    own = judging.OnnxRuntimeRunner(Path(engine), batch.shape)
-                    runners.append((index, True, stack.enter_context(own)))
             except VggdeployError as error:
                 done[index] = _failed(row, error)
+                continue
+            runners.append((index, False, runner))
+            if row.name in ONNXRUNTIME:
+                own = judging.OnnxRuntimeRunner(Path(engine), batch.shape)
+                try:
+                    runners.append((index, True, stack.enter_context(own)))
+                except VggdeployError as error:
+                    done[index] = _noted(done[index], str(error))
         found = judging.interleave([runner for _, _, runner in runners], batch, runs)
     for (index, own_runtime, _), samples in zip(runners, found, strict=True):
-        key = "own_samples_s" if own_runtime else "samples_s"
-        done[index] = replace(done[index], **{key: tuple(samples)})
+        if own_runtime:
+            done[index] = replace(done[index], own_samples_s=tuple(samples))
+        else:
+            done[index] = replace(done[index], samples_s=tuple(samples))
     return done
 
 
