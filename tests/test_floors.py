@@ -20,7 +20,8 @@ FLOORS = [
     ["sources", "verification", "inputs", "calibration_file", "building", "gates", "doctor", "pipeline"],
     [
         "console", "cli", "__main__", "demo.train", "benchmarks.footprint", "benchmarks.ablation",
-        "benchmarks.children", "benchmarks.competitors", "benchmarks.peers", "benchmarks.collection",
+        "benchmarks.children", "benchmarks.competitors", "benchmarks.rows", "benchmarks.peers",
+        "benchmarks.collection",
     ],
 ]  # fmt: skip
 STAGES = FLOORS[2]

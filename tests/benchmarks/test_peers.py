@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from vggdeploy import cli, results, sources
-from vggdeploy.benchmarks import children, judging, peers
+from vggdeploy.benchmarks import children, judging, peers, rows
 from vggdeploy.benchmarks.children import Outcome
-from vggdeploy.benchmarks.peers import Row
+from vggdeploy.benchmarks.rows import Row
 from vggdeploy.console import Terminal
 from vggdeploy.contracts import Runner, TensorSpec
 from vggdeploy.dataset import scan
@@ -41,7 +41,7 @@ ROWS = [
 
 def shown(width: int, saturates: bool = False) -> str:
     console = Console(width=width, record=True, force_terminal=True, file=io.StringIO())
-    peers.show(Terminal(console), ROWS, 50, saturates)
+    rows.show(Terminal(console), ROWS, 50, saturates)
     return console.export_text()
 
 
@@ -68,11 +68,11 @@ def test_saturation_is_said_where_it_is() -> None:
 
 
 def test_ratio_is_of_medians_and_of_pairs() -> None:
-    (said,) = peers.ratios(ROWS)
+    (said,) = rows.ratios(ROWS)
     assert said == "latency of ov-int8 / nncf: 1.000 (median of 3 pairs 1.000)"
     slow = replace(ROWS[0], samples_s=(0.25, 0.75, 1.0))
-    assert peers.ratios([slow, ROWS[2]])[0].endswith("1.500 (median of 3 pairs 1.500)")
-    assert peers.ratios(ROWS[:2]) == []
+    assert rows.ratios([slow, ROWS[2]])[0].endswith("1.500 (median of 3 pairs 1.500)")
+    assert rows.ratios(ROWS[:2]) == []
 
 
 def test_a_row_in_json() -> None:
@@ -88,10 +88,10 @@ def test_a_row_in_json() -> None:
 
 
 def test_a_failed_child_is_a_row() -> None:
-    row = peers.first_row("nncf", Outcome(error="it fell"))
+    row = rows.first_row("nncf", Outcome(error="it fell"))
     assert row == Row("nncf", note="failed: it fell")
     assert row.failed
-    assert not peers.first_row("nncf", Outcome(note="fine")).failed
+    assert not rows.first_row("nncf", Outcome(note="fine")).failed
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,9 @@ def test_for_real(foreign: list[str], digits_folder: Path, tmp_path: Path) -> No
     said = results.read(out)
     assert (said["kind"], said["judged_images"], said["calibration_images"]) == ("peers", 16, 12)
     assert said["system"]["peers"]["nncf"]
-    rows = {row["name"]: row for row in said["rows"]}
-    assert list(rows) == only[1].split(",")
-    for name, row in rows.items():
+    found = {row["name"]: row for row in said["rows"]}
+    assert list(found) == only[1].split(",")
+    for name, row in found.items():
         assert not row["note"].startswith("failed"), row
         # Eight bits of a few layers, random weights: far from the float network's own 144 dB.
         assert 20 < row["sqnr_db"] < 60
@@ -207,12 +207,12 @@ def test_for_real(foreign: list[str], digits_folder: Path, tmp_path: Path) -> No
         assert 26_000 < row["engine_bytes"] < 250_000
         assert len(row["samples_s"]) == 3
         assert bool(row["own_samples_s"]) == name.startswith("ort")
-    assert rows["ov-int8"]["sqnr_db"] > rows["nncf"]["sqnr_db"]
-    assert rows["ort-entropy"]["images"] == 5
-    assert "5 images" in rows["ort-entropy"]["note"]
-    assert {rows[name]["images"] for name in rows if name != "ort-entropy"} == {12}
+    assert found["ov-int8"]["sqnr_db"] > found["nncf"]["sqnr_db"]
+    assert found["ort-entropy"]["images"] == 5
+    assert "5 images" in found["ort-entropy"]["note"]
+    assert {found[name]["images"] for name in found if name != "ort-entropy"} == {12}
     for name in ("ov-int8", "nncf"):
-        assert 0 < rows[name]["collect_seconds"] < rows[name]["seconds"]
+        assert 0 < found[name]["collect_seconds"] < found[name]["seconds"]
 
 
 def test_one_that_fails_is_a_row_and_all_that_fail_an_exit_code(
