@@ -1,7 +1,7 @@
 # make demo    VGG16 to a verified, measured OpenVINO INT8 bundle, with a verdict
 # make test    all tests
 # make check   lint, format and types
-# make figures the figures of the README: time, memory, and the comparison with NNCF
+# make figures the figures of the README: time, memory, and the comparison with NNCF and onnxruntime
 # Each makes .venv by itself.
 
 PYTHON ?= python3
@@ -30,11 +30,10 @@ check: $(VENV)/.dev
 
 figures: $(VENV)/.peers
 	$(BIN)/python -m vggdeploy.benchmarks.footprint --calib-images 128
-	$(BIN)/vggdeploy export --out build/graph --force
-	$(BIN)/vggdeploy build --out build/bundle --force
 	@mkdir -p results
-	$(BIN)/python -m vggdeploy.benchmarks.peers build/bundle build/graph/model.onnx \
-		--json results/peers.json
+	$(BIN)/python -m vggdeploy.benchmarks.peers --json results/peers.json --force
+	$(BIN)/python -m vggdeploy.benchmarks.collection --images 64 256 512 \
+		--json results/collection.json --force
 
 clean:
 	rm -rf $(VENV) build dist bundles results *.egg-info

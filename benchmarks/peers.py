@@ -1,181 +1,275 @@
-"""This product beside its peers, in one process: ``python -m vggdeploy.benchmarks.peers``.
+"""This product beside its peers: ``python -m vggdeploy.benchmarks.peers [FLAGS]``.
 
-Takes an OpenVINO INT8 bundle and the FP32 graph that it was built from, lets NNCF quantize that
-graph with its defaults on the same kind of images, and measures both engines in turn, so that a
-drift of the machine touches both alike.
+This product, ``nncf.quantize`` as it comes and onnxruntime's ``quantize_static`` quantize the same
+network on the same images, each in a process of its own. What they made is judged on images that
+none was calibrated on, twice: as the graph is defined, executed in float, and as OpenVINO's integer
+kernels run it here. Latency is measured in one process, a query of each engine in turn, so that a
+drift of the machine touches all alike.
 
 ::
 
-    vggdeploy export --out build/graph
-    vggdeploy build --target ov-int8 --out build/bundle
-    python -m vggdeploy.benchmarks.peers build/bundle build/graph/model.onnx
+    python -m vggdeploy.benchmarks.peers --json peers.json
+    python -m vggdeploy.benchmarks.peers --model vgg.onnx --preprocess caffe \\
+        --calib-data photos/ --calib-images 64 --data others/
 """
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
 
-from vggdeploy import bundle, dataset, parity, results, targets
-from vggdeploy.console import Terminal
-from vggdeploy.contracts import GraphTarget, RunOptions
-from vggdeploy.demo import digits
-from vggdeploy.errors import BundleError, missing_package
-from vggdeploy.machine import system
+from vggdeploy import cli, dataset, inputs, machine, parity, results, sources, targets
+from vggdeploy.benchmarks import competitors, judging
+from vggdeploy.benchmarks.children import Children
+from vggdeploy.benchmarks.competitors import COMPETITORS, ONNXRUNTIME, OWN, TENSORRT
+from vggdeploy.benchmarks.rows import Row, first_row, show
+from vggdeploy.cache import Cache
+from vggdeploy.contracts import DEFAULT_CPU, GraphTarget, RunOptions
+from vggdeploy.errors import EXIT_GATE, ConfigError, DatasetError, VggdeployError
+from vggdeploy.inputs import BuildOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from vggdeploy.bundle import Bundle
+    from vggdeploy.benchmarks.children import Outcome
+    from vggdeploy.console import Terminal
     from vggdeploy.contracts import Runner
     from vggdeploy.dataset import Dataset
+    from vggdeploy.sources import Source
 
-WARMUP = 5
+JUDGED = 100
+"""Images that judge by default: some minutes in float for all competitors together."""
 
 
-def nncf_ir(onnx: Path, images: Dataset, opened: Bundle, out: Path) -> float:
-    """Quantize with NNCF's defaults into the IR `out`; the seconds that ``quantize`` took.
+def chosen(only: str, target: str | None, foreign: bool) -> list[str]:
+    """The competitors that take part, in the order of the table.
+
+    Args:
+        only: names with commas between; all when empty.
+        target: targets of this product, likewise; ``ov-int8`` when None, and ``ov-int8-w4`` for
+            weights of ours.
+        foreign: whether the network is a foreign graph.
 
     Raises:
-        MissingError: when NNCF is not installed.
+        ConfigError: for an unknown name.
     """
-    try:
-        import nncf
-        import openvino
-    except ImportError as error:
-        raise missing_package("nncf", "peers", "the comparison") from error
-    model = openvino.Core().read_model(onnx)
-    recipe = opened.preprocess
-    source = nncf.Dataset(
-        images.samples,
-        lambda sample: recipe.arithmetic(recipe.geometry(dataset.decode(sample.path))[None]),
-    )
-    start = time.perf_counter()
-    quantized = nncf.quantize(model, source, subset_size=len(images))
-    seconds = time.perf_counter() - start
-    openvino.save_model(quantized, out, compress_to_fp16=False)
-    return seconds
+    own = [name for name in OWN if name != TENSORRT]
+    wanted = _names("--target", target or ("ov-int8" if foreign else ",".join(own)), own)
+    if only and not target:
+        wanted = own  # what is named with --only alone takes part
+    known = [name for name in COMPETITORS if name not in own or name in wanted]
+    return [name for name in known if not only or name in _names("--only", only, known)]
 
 
-def interleave(
-    runners: Sequence[Runner], batch: NDArray[np.float32], runs: int
-) -> list[list[float]]:
-    """Seconds of `runs` queries of each runner, one of each in turn, the order turning too: what
-    runs second finds the caches as the first has left them."""
-    samples: list[list[float]] = [[] for _ in runners]
-    for turn in range(WARMUP + runs):
-        pairs = list(zip(runners, samples, strict=True))
-        for runner, into in pairs if turn % 2 else reversed(pairs):
-            start = time.perf_counter()
-            runner.infer(batch)
-            if turn >= WARMUP:
-                into.append(time.perf_counter() - start)
-    return samples
+def _names(flag: str, text: str, known: Sequence[str]) -> list[str]:
+    found = [name.strip() for name in text.split(",")]
+    for name in found:
+        if name not in known:
+            raise ConfigError(
+                f"unknown {flag} {name!r}",
+                expected="some of " + ", ".join(known) + ", with commas between",
+                fix="choose among them",
+            )
+    return found
 
 
-def fake_quantizes(layers: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of executed FakeQuantize nodes: a second quantize between a pool and its reader."""
-    return [layer["name"] for layer in layers if layer["type"] in ("FakeQuantize", "Quantize")]
+def held_out(source: Source, data: str | None, calibration: Dataset, store: Cache) -> Dataset:
+    """The images of `data` that are not among the calibration images.
+
+    Raises:
+        DatasetError: when none is left.
+    """
+    demo = source.weights is not None and source.weights.demo
+    if data == sources.DEMO or (data is None and demo):
+        return sources.demo_images("heldout", store)
+    folder = dataset.scan(Path(data).expanduser() if data else calibration.root)
+    taken = {sample.path.resolve() for sample in calibration.samples}
+    rest = tuple(sample for sample in folder.samples if sample.path.resolve() not in taken)
+    if not rest:
+        raise DatasetError(
+            f"every image of {folder.root} calibrates, and none is left to judge on",
+            got=f"{len(folder)} images, {len(calibration)} of them calibrate",
+            fix="give --data another folder, or fewer --calib-images",
+        )
+    return replace(folder, samples=rest)
+
+
+class Judge:
+    """Judges quantized models against the float network's scores."""
+
+    def __init__(self, source: Source, images: Dataset, store: Cache, terminal: Terminal) -> None:
+        self._source = source
+        self._images = images
+        self._terminal = terminal
+        found = np.load(sources.scores(source, images, store, terminal).path / sources.SCORES)
+        self._reference = found.reshape(len(found), -1)
+
+    def judge(self, row: Row, made: Outcome) -> Row:
+        """The row with how close the graph is as it is defined, and as it runs here."""
+        try:
+            defined = self._closeness(made.graph, sources.float_target(), f"{row.name} in float")
+            row = replace(row, sqnr_db=defined.sqnr_db, agreement=defined.top1_agreement)
+            if made.engine:
+                here = self._closeness(made.engine, integer_target(row.name), f"{row.name} here")
+                row = replace(row, sqnr_db_here=here.sqnr_db, agreement_here=here.top1_agreement)
+        except VggdeployError as error:
+            return _failed(row, error)
+        return row
+
+    def _closeness(self, graph: str, target: GraphTarget, label: str) -> parity.Parity:
+        recipe = self._source.preprocess
+        found = judging.scores(target, Path(graph), self._images, recipe, self._terminal, label)
+        return parity.parity(self._reference, found)
+
+
+def _failed(row: Row, error: VggdeployError) -> Row:
+    return replace(row, note="; ".join(filter(None, (f"failed: {error}", row.note))))
+
+
+def _noted(row: Row, said: str) -> Row:
+    return replace(row, note="; ".join(filter(None, (row.note, said))))
+
+
+def integer_target(name: str) -> GraphTarget:
+    """The target that runs a competitor's engine with integer kernels."""
+    found = targets.get(name if name in targets.REGISTRY else "ov-int8")
+    assert isinstance(found, GraphTarget)
+    return found
+
+
+def race(
+    rows: Sequence[Row], made: dict[str, Outcome], batch: NDArray[np.float32], runs: int
+) -> list[Row]:
+    """The rows with latencies, all engines in one process and in turn; the models of onnxruntime
+    in its own runtime too."""
+    done = list(rows)
+    runners: list[tuple[int, bool, Runner]] = []
+    with contextlib.ExitStack() as stack:
+        for index, row in enumerate(rows):
+            engine = made[row.name].engine
+            if not engine or row.failed:
+                continue
+            try:
+                target = integer_target(row.name)
+                runner = stack.enter_context(target.open_graph(Path(engine), (), RunOptions()))
+                done[index] = replace(row, requantized=tuple(judging.requantized(runner)))
+            except VggdeployError as error:
+                done[index] = _failed(row, error)
+                continue
+            runners.append((index, False, runner))
+            if row.name in ONNXRUNTIME:
+                own = judging.OnnxRuntimeRunner(Path(engine), batch.shape)
+                try:
+                    runners.append((index, True, stack.enter_context(own)))
+                except VggdeployError as error:
+                    done[index] = _noted(done[index], str(error))
+        found = judging.interleave([runner for _, _, runner in runners], batch, runs)
+    for (index, own_runtime, _), samples in zip(runners, found, strict=True):
+        if own_runtime:
+            done[index] = replace(done[index], own_samples_s=tuple(samples))
+        else:
+            done[index] = replace(done[index], samples_s=tuple(samples))
+    return done
 
 
 def main(
-    path: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="An ov-int8 or ov-int8-w4 bundle.")
-    ],
-    onnx: Annotated[Path, typer.Argument(help="The FP32 graph that it was built from.")],
-    calib_data: Annotated[Path | None, typer.Option(help="Images; the demo's if left out.")] = None,
-    calib_images: Annotated[int, typer.Option(help="How many calibrate NNCF.")] = 128,
-    runs: Annotated[int, typer.Option(help="Queries of each engine.")] = 30,
+    weights: Annotated[str, typer.Option(help="Weights of ours.")] = "demo",
+    model: Annotated[Path | None, typer.Option(help="A foreign FP32 graph in their place.")] = None,
+    arch: Annotated[str | None, typer.Option(help="As 'build' takes it.")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="As 'build' takes it.")] = None,
+    preprocess: Annotated[str | None, typer.Option(help="A preset, or a TOML file.")] = None,
+    calib_data: Annotated[str | None, typer.Option(help="A folder to calibrate on.")] = None,
+    calib_images: Annotated[int | None, typer.Option(help="How many images to draw.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A folder to judge on; the rest of the other if left out.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="How many judge.")] = JUDGED,
+    target: Annotated[
+        str | None, typer.Option(help="Targets of ours, with commas between.")
+    ] = None,
+    only: Annotated[
+        str, typer.Option(help="These alone, of: " + ", ".join(COMPETITORS) + ".")
+    ] = "",
+    ort_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many calibrate onnxruntime's entropy and percentile, which keep every "
+            "activation; as many as the memory allows if left out, and never more.",
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Queries of each engine.")] = 30,
+    cpu_isa: Annotated[str, typer.Option(help="vnni, or avx2: 7-bit weights.")] = DEFAULT_CPU,
+    seed: Annotated[int, typer.Option(help="Draws the images.")] = 0,
     json: Annotated[str | None, typer.Option(help="Write the result as JSON.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
-    """Compare a bundle with NNCF's default engine of the same graph."""
+    """Compare this product with NNCF and onnxruntime on one network and the same images."""
     results.refuse_overwrite(json, force)
-    terminal = Terminal()
-    opened = bundle.open_bundle(path)
-    target = targets.get(opened.target)
-    if opened.target not in ("ov-int8", "ov-int8-w4") or not isinstance(target, GraphTarget):
-        raise BundleError(
-            f"{path} is no bundle to compare",
-            got=opened.target,
-            expected="ov-int8 or ov-int8-w4",
-            fix="build it with --target ov-int8",
-        )
-    probes = opened.probes()
-    inputs = opened.preprocess.arithmetic(probes.images)
-    with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vggdeploy-")))
-        if calib_data is None:
-            digits.write("training", scratch / "digits")
-        images = dataset.scan(calib_data or scratch / "digits").choose(calib_images, seed=0)
-        seconds = nncf_ir(onnx, images, opened, scratch / "nncf.xml")
-        sizes = [
-            opened.engine_bytes,
-            sum((scratch / f"nncf{ending}").stat().st_size for ending in (".xml", ".bin")),
-        ]
-        names = [opened.target, "NNCF default"]
-        runners = [
-            stack.enter_context(runner)
-            for runner in (
-                target.open(opened, RunOptions()),
-                target.open_graph(scratch / "nncf.xml", (), RunOptions()),
-            )
-        ]
-        samples = interleave(runners, inputs[:1], runs)
-        scores = [
-            np.concatenate([runner.scores(image[None]).copy() for image in inputs])
-            for runner in runners
-        ]
-        executed = runners[0].executed_layers()  # type: ignore[attr-defined]  # OpenVINO's has it
-    medians = [float(np.median(times)) for times in samples]
-    closeness = [parity.parity(probes.reference, found) for found in scores]
-    ratios = np.array(samples[0]) / np.array(samples[1])
-    requantized = fake_quantizes(executed)
-    terminal.table(
-        ("engine", "median", "min", "SQNR", "agreement", "size"),
-        [
-            (
-                name,
-                f"{median * 1e3:.2f} ms",
-                f"{min(times) * 1e3:.2f} ms",
-                f"{close.sqnr_db:.1f} dB",
-                f"{close.top1_agreement:.4f}",
-                f"{size / 1e6:.2f} MB",
-            )
-            for name, median, times, close, size in zip(
-                names, medians, samples, closeness, sizes, strict=True
-            )
-        ],
-    )
-    terminal.line(
-        f"ratio of medians {medians[0] / medians[1]:.3f} (median of the {runs} pairs "
-        f"{float(np.median(ratios)):.3f}); NNCF quantized {len(images)} images in {seconds:.1f} s; "
-        f"executed FakeQuantize nodes: {', '.join(requantized) or 'none'}"
-    )
+    terminal = cli.terminal
+    names = chosen(only, target, model is not None)
+    for name in names:
+        competitors.require(name)
+    options = BuildOptions(
+        weights=weights, model=model, arch=arch, num_classes=num_classes, preprocess=preprocess,
+        calib_data=calib_data, calib_images=calib_images, cpu_isa=cpu_isa, seed=seed,
+    )  # fmt: skip
+    integer_target("ov-int8").dialect_for(cpu_isa)
+    store = Cache()
+    source = inputs.resolve(options)
+    calibration, _ = inputs.choose_images(options, source, store)
+    judged = held_out(source, data, calibration, store)
+    judged = judged.choose(min(images, len(judged)), seed)
+    options = replace(options, calib_data=str(calibration.root), calib_images=len(calibration))
+    with tempfile.TemporaryDirectory(prefix="vggdeploy-") as scratch:
+        children = Children(Path(scratch), options, source)
+        with terminal.step("FP32 graph"):
+            children.float_graph()
+        made: dict[str, Outcome] = {}
+        for name in names:
+            # Another dialect of what was collected and calibrated for the target before it.
+            before = OWN[0] if name == TENSORRT and OWN[0] in made else None
+            with terminal.step(name):
+                made[name] = children.run(name, cached_by=before, kept_images=ort_images)
+            if made[name].seconds is not None:
+                terminal.done(name, made[name].seconds or 0.0, cached=False)
+        judge = Judge(source, judged, store, terminal)
+        rows = [first_row(name, made[name]) for name in names]
+        rows = [row if row.failed else judge.judge(row, made[row.name]) for row in rows]
+        batch = source.preprocess.arithmetic(next(judged.pixels(source.preprocess))[None])
+        with terminal.step("latency"):
+            rows = race(rows, made, batch, runs)
+    show(terminal, rows, len(judged), machine.saturates())
     results.write(
         {
             "kind": "peers",
-            "engines": names,
-            "samples_s": samples,
-            "sqnr_db": [close.sqnr_db for close in closeness],
-            "top1_agreement": [close.top1_agreement for close in closeness],
-            "engine_bytes": sizes,
-            "median_ratio": medians[0] / medians[1],
-            "nncf_quantize_s": seconds,
-            "requantized": requantized,
-            "system": system(),
+            "model": source.facts(),
+            "calibration_images": len(calibration),
+            "judged_images": len(judged),
+            "cpu_isa": cpu_isa,
+            "saturates": machine.saturates(),
+            "rows": [row.to_json() for row in rows],
+            "system": {
+                **machine.system(),
+                "peers": {name: machine.version(name) for name in ("nncf", "onnxruntime")},
+            },
         },
         json,
     )
+    if all(row.failed for row in rows):
+        raise typer.Exit(EXIT_GATE)
 
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command()(main)
 
 if __name__ == "__main__":
-    typer.run(main)
+    raise SystemExit(cli.main(program=app))

@@ -387,11 +387,12 @@ def run(
     raise typer.Exit(errors.EXIT_OK if verdicts.verdict == "pass" else errors.EXIT_GATE)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: typer.Typer = app) -> int:
     """Run the command line and return the exit code.
 
     Args:
         arguments: as in ``sys.argv[1:]``, which it is when None.
+        program: another program that ends as this one does, with a line for an error.
     """
     from PIL import Image
 
@@ -406,7 +407,9 @@ def main(arguments: list[str] | None = None) -> int:
                 got=" ".join(repr(word) if word == "" else word for word in given),
                 fix="give it a value; a shell variable may be unset",
             )
-        code = int(app([word for word in given if word != "--debug"], standalone_mode=False) or 0)
+        code = int(
+            program([word for word in given if word != "--debug"], standalone_mode=False) or 0
+        )
     except errors.VggdeployError as error:
         if debug:
             traceback.print_exc()

@@ -1,0 +1,141 @@
+"""Memory: what is free, what a process has taken, and what a calibration that keeps every
+activation would take."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vggdeploy.errors import MissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""getrusage counts bytes on macOS and kibibytes elsewhere."""
+
+_SHARE = 0.8
+"""Of the available memory, how much a calibration may plan with."""
+
+_MODEL_COPIES = 4
+"""onnxruntime's calibration of VGG16 takes 2.0 GB besides the activations: 3.6 times the model, as
+protobuf, augmented on its way to the disk, and in the session."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The float tensors of a graph for one image.
+
+    Attributes:
+        input: the name of the graph's input.
+        total: bytes of all.
+        largest: bytes of the largest one.
+    """
+
+    input: str
+    total: int
+    largest: int
+
+
+def activations(onnx: Path) -> Activations:
+    """The activations of an ONNX graph whose shapes have been inferred; an unknown side is 1."""
+    import onnx as onnx_package
+
+    graph = onnx_package.load(onnx, load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    floats = (onnx_package.TensorProto.FLOAT, onnx_package.TensorProto.FLOAT16)
+    sizes = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        if value.name not in weights and kind.elem_type in floats:
+            width = onnx_package.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+            sizes[value.name] = width * math.prod(side.dim_value or 1 for side in kind.shape.dim)
+    name = next(value.name for value in graph.input if value.name not in weights)
+    return Activations(name, sum(sizes.values()), max(sizes.values()))
+
+
+def affordable(
+    wanted: int, kept: Activations, model_bytes: int, available_bytes: int | None
+) -> tuple[int, str]:
+    """How many images a calibration can take that keeps all their activations.
+
+    It holds every activation of every image, then two more copies of the largest tensor's (the
+    images put together, and the same flattened), besides a few copies of the model.
+
+    Args:
+        wanted: how many there are to take.
+        kept: of the graph that is calibrated.
+        model_bytes: its file.
+        available_bytes: free memory; None where the machine does not tell.
+
+    Returns:
+        The number of images, and why it is less than `wanted`; empty where it is not.
+
+    Raises:
+        MissingError: when there is not memory enough for one.
+    """
+    if available_bytes is None:
+        return wanted, ""
+    each = kept.total + 2 * kept.largest
+    count = int((_SHARE * available_bytes - _MODEL_COPIES * model_bytes) // each)
+    if count >= wanted:
+        return wanted, ""
+    if count < 1:
+        raise MissingError(
+            "there is not enough memory to calibrate on a single image",
+            got=f"{available_bytes / 1e9:.1f} GB available",
+            expected=f"{(_MODEL_COPIES * model_bytes + each) / _SHARE / 1e9:.1f} GB",
+            fix="close other programs, or leave this competitor out with --only",
+        )
+    return count, (
+        f"it keeps all activations, {each / 1e6:.0f} MB an image, and "
+        f"{available_bytes / 1e9:.1f} GB were available"
+    )
+
+
+def available() -> int | None:
+    """Bytes of memory that can be had without swapping; None where the machine does not tell.
+
+    What Linux says of the machine, and less where a control group limits this process.
+    """
+    found = [*_meminfo("MemAvailable"), *_cgroup()]
+    return min(found) if found else None
+
+
+def peak() -> int:
+    """This process's peak resident memory, in bytes.
+
+    From Linux's own high-water mark where there is one: what getrusage says of a process holds
+    the peak of the process that started it, too.
+    """
+    for line in _lines("/proc/self/status"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+
+
+def _meminfo(key: str) -> list[int]:
+    return [
+        int(line.split()[1]) * 1024
+        for line in _lines("/proc/meminfo")
+        if line.startswith(f"{key}:")
+    ]
+
+
+def _cgroup() -> list[int]:
+    """What the control group leaves (version 2, as seen from inside a container)."""
+    limit, used = (
+        "".join(_lines(f"/sys/fs/cgroup/memory.{name}")).strip() for name in ("max", "current")
+    )
+    return [max(0, int(limit) - int(used))] if limit.isdecimal() and used.isdecimal() else []
+
+
+def _lines(path: str) -> Iterable[str]:
+    with contextlib.suppress(OSError):
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    return ()

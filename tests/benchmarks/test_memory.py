@@ -1,0 +1,89 @@
+"""What a calibration that keeps every activation takes, and what is there for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vggdeploy.benchmarks import memory
+from vggdeploy.benchmarks.memory import Activations
+from vggdeploy.errors import MissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+VGG16 = Activations("image", 115_000_000, 12_845_056)
+MODEL = 553_000_000
+
+
+def test_vggs_of_onnxruntimes_entropy() -> None:
+    # Measured: 6.4 GB for 32 images, 10.8 GB for 64; so in 6.4 GB and the share kept free, 32.
+    assert memory.affordable(64, VGG16, MODEL, int(6.7e9 / 0.8))[0] == pytest.approx(32, abs=1)
+    assert memory.affordable(64, VGG16, MODEL, int(11.3e9 / 0.8)) == (64, "")
+    assert memory.affordable(64, VGG16, MODEL, None) == (64, "")
+
+
+@given(st.integers(1, 500), st.integers(4 * 10**9, 10**11))
+def test_what_is_taken_fits_and_one_more_would_not(wanted: int, free: int) -> None:
+    count, why = memory.affordable(wanted, VGG16, MODEL, free)
+    each = VGG16.total + 2 * VGG16.largest
+    assert 1 <= count <= wanted
+    assert 4 * MODEL + count * each <= 0.8 * free
+    assert (count < wanted) == bool(why)
+    if why:
+        assert 4 * MODEL + (count + 1) * each > 0.8 * free
+        assert f"{free / 1e9:.1f} GB" in why
+
+
+def test_no_room_for_one() -> None:
+    with pytest.raises(MissingError, match=r"2\.0 GB available, expected 2\.9 GB"):
+        memory.affordable(8, VGG16, MODEL, 2_000_000_000)
+
+
+def test_activations_of_a_graph(small_graph: Callable[..., Any], tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    onnx.save(small_graph(), tmp_path / "small.onnx")
+    found = memory.activations(tmp_path / "small.onnx")
+    wide, half = 8 * 32 * 32, 16 * 16 * 16
+    values = [3 * 32 * 32, *[wide] * 4, 8 * 16 * 16, half, half, 16 * 8 * 8, 1024, 24, 24, 10]
+    assert found == Activations("image", 4 * sum(values), 4 * wide)
+
+
+def test_a_control_group_leaves_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "/proc/meminfo": ["MemTotal: 9000 kB", "MemAvailable:    5000 kB"],
+        "/sys/fs/cgroup/memory.max": ["4096000"],
+        "/sys/fs/cgroup/memory.current": ["1096000"],
+    }
+    monkeypatch.setattr(memory, "_lines", lambda path: files.get(path, []))
+    assert memory.available() == 3_000_000
+    files["/sys/fs/cgroup/memory.max"] = ["max"]
+    assert memory.available() == 5_120_000
+    files.clear()
+    assert memory.available() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux keeps a mark for each process")
+def test_peak_is_the_processs_own() -> None:
+    """Not that of the process that started it, which getrusage would say."""
+    ballast = bytearray(400_000_000)
+    ballast[:: 1 << 12] = b"x" * len(ballast[:: 1 << 12])
+    code = "\n".join(
+        (
+            "from vggdeploy.benchmarks import memory",
+            "low = memory.peak()",
+            "held = b'x' * 100_000_000",
+            "del held",
+            "print(low, memory.peak())",
+        )
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    low, high = map(int, done.stdout.split())
+    assert low < 250_000_000 < len(ballast)
+    assert high >= low + 90_000_000
