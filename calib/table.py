@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy import atomic
@@ -95,6 +95,16 @@ class CalibrationTable:
         """How the thresholds were chosen; ``mixed`` where not all in the same way."""
         methods = {tensor.method for tensor in self.tensors.values()}
         return methods.pop() if len(methods) == 1 else "mixed"
+
+    def applied(self) -> CalibrationTable:
+        """The table of the graph whose channels are rescaled already."""
+        tensors = {
+            name: replace(tensor, thresholds=tensor.rescaled.thresholds, rescaled=None)
+            if tensor.rescaled
+            else tensor
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=tensors)
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

@@ -36,10 +36,11 @@ from vggdeploy.contracts import CompileOptions, RunOptions, TensorSpec
 from vggdeploy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from vggdeploy.bundle import Bundle
     from vggdeploy.calib import CalibrationTable
+    from vggdeploy.calib.rounding import Rounded
     from vggdeploy.calibration_file import CalibrationFile
     from vggdeploy.contracts import Dialect, Reporter, Runner, Target
     from vggdeploy.inputs import BuildOptions
@@ -193,6 +194,58 @@ class Calibration(Job):
             ),
         )
 
+    def _rounding_inputs(self) -> dict[str, Any] | None:
+        """What rounding depends on besides graph, table and dialect."""
+        if self.rounding is None:
+            return None
+        return {
+            **asdict(self.rounding),
+            "images": self.provenance["images_sha256"],
+            "seed": self.options.seed,
+        }
+
+    def round(self, graph: Entry, table: Entry, dialect: Dialect) -> Entry | None:
+        """Weights rounded with second-order information; None where all are rounded to nearest."""
+        how = self.rounding
+        if how is None:
+            return None
+
+        def make(work: Path) -> None:
+            placement = calib.place(
+                graphs.read(graph.path / _GRAPH), matrices=dialect.matrix is None
+            )
+            thresholds = calib.CalibrationTable.load(table.path / bundle.CALIBRATION)
+            layers = calib.wanted_layers(placement, thresholds, dialect)
+            images = self.images.choose(min(len(self.images), ROUNDING_IMAGES), self.options.seed)
+            with self._observe(graph, (layer.tensor for layer in layers)) as runner:
+                moments = calib.covariances(
+                    runner,
+                    layers,
+                    images,
+                    self.source.preprocess,
+                    self.options.seed,
+                    self.reporter,
+                )
+            rounded = calib.round_layers(
+                placement, thresholds, dialect, moments, how, self.reporter
+            )
+            calib.save_rounded(rounded, work / _ROUNDED)
+
+        return self.stages.run(
+            "round",
+            lambda: self.store.stage(
+                "round",
+                {
+                    "graph": graph.digest,
+                    "table": table.digest,
+                    "dialect": asdict(dialect),
+                    "preprocess": self.source.preprocess.to_json(),
+                    **(self._rounding_inputs() or {}),
+                },
+                make,
+            ),
+        )
+
     def write_trt_cache(self, graph: Entry, table: Entry, out: Path) -> None:
         """The table as a TensorRT calibration cache for the float graph."""
         made = calib.CalibrationTable.load(table.path / bundle.CALIBRATION)
@@ -264,62 +317,15 @@ class Build(Calibration):
             "reference", lambda: sources.scores(self.source, self.probes, self.store, self.reporter)
         )
 
-    def _rounding_inputs(self) -> dict[str, Any] | None:
-        """What rounding depends on besides graph, table and dialect."""
-        if self.rounding is None:
-            return None
-        return {
-            **asdict(self.rounding),
-            "images": self.provenance["images_sha256"],
-            "seed": self.options.seed,
-        }
-
-    def round(self, graph: Entry, table: Entry, dialect: Dialect) -> Entry | None:
-        """Weights rounded with second-order information; None where all are rounded to nearest."""
-        how = self.rounding
-        if how is None:
-            return None
-
-        def make(work: Path) -> None:
-            placement = calib.place(
-                graphs.read(graph.path / _GRAPH), matrices=dialect.matrix is None
-            )
-            thresholds = calib.CalibrationTable.load(table.path / bundle.CALIBRATION)
-            layers = calib.wanted_layers(placement, thresholds, dialect)
-            images = self.images.choose(min(len(self.images), ROUNDING_IMAGES), self.options.seed)
-            with self._observe(graph, (layer.tensor for layer in layers)) as runner:
-                moments = calib.covariances(
-                    runner,
-                    layers,
-                    images,
-                    self.source.preprocess,
-                    self.options.seed,
-                    self.reporter,
-                )
-            rounded = calib.round_layers(
-                placement, thresholds, dialect, moments, how, self.reporter
-            )
-            calib.save_rounded(rounded, work / _ROUNDED)
-
-        return self.stages.run(
-            "round",
-            lambda: self.store.stage(
-                "round",
-                {
-                    "graph": graph.digest,
-                    "table": table.digest,
-                    "dialect": asdict(dialect),
-                    "preprocess": self.source.preprocess.to_json(),
-                    **(self._rounding_inputs() or {}),
-                },
-                make,
-            ),
-        )
-
     def quantize(
-        self, graph: Entry, table: Entry, rounded: Entry | None, dialect: Dialect
+        self,
+        graph: Entry,
+        table: Entry,
+        rounded: Entry | None,
+        dialect: Dialect,
+        keep: Collection[str] = frozenset(),
     ) -> Entry:
-        """The graph in 8 bits."""
+        """The graph in 8 bits, but for the layers in `keep`."""
 
         def make(work: Path) -> None:
             done = calib.quantize(
@@ -327,7 +333,8 @@ class Build(Calibration):
                 calib.CalibrationTable.load(table.path / bundle.CALIBRATION),
                 dialect,
                 work / _GRAPH,
-                calib.load_rounded(rounded.path / _ROUNDED) if rounded else None,
+                load_rounded(rounded),
+                keep,
             )
             (work / _QUANTIZED).write_text(json.dumps(asdict(done)))
 
@@ -340,6 +347,7 @@ class Build(Calibration):
                     "table": table.digest,
                     "rounded": rounded.digest if rounded else None,
                     "dialect": asdict(dialect),
+                    "keep": sorted(keep),
                 },
                 make,
             ),
@@ -469,7 +477,17 @@ def _rounding(options: BuildOptions) -> calib.SecondOrder | None:
 
 def load_table(table: Entry | None) -> CalibrationTable | None:
     """The table in a stage's entry; None where there is none."""
-    return calib.CalibrationTable.load(table.path / bundle.CALIBRATION) if table else None
+    return load_calibration(table) if table else None
+
+
+def load_calibration(table: Entry) -> CalibrationTable:
+    """The table in a stage's entry."""
+    return calib.CalibrationTable.load(table.path / bundle.CALIBRATION)
+
+
+def load_rounded(rounded: Entry | None) -> dict[str, Rounded] | None:
+    """The rounded weights in a stage's entry; None where there is none."""
+    return calib.load_rounded(rounded.path / _ROUNDED) if rounded else None
 
 
 def _contract(spec: TensorSpec) -> dict[str, Any]:

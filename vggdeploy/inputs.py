@@ -49,6 +49,9 @@ class BuildOptions:
             calibration; `calib_images` are kept out of the probes all the same.
         emit_trt_cache: whether the table is written as a TensorRT calibration cache too.
         trt_version: the TensorRT that shall read that.
+        max_drop: the largest top-1 drop against the float network, as a share: layers stay in high
+            precision until it is met; None quantizes all.
+        sensitivity_images: how many of the images that calibrate rank the layers.
         cpu_isa: the CPU that OpenVINO INT8 is built for, a key of `contracts.CPU_WEIGHTS`.
         out: where the bundle goes; ``bundles/<name>-<target>`` when None.
         force: whether another bundle at `out` is replaced.
@@ -72,6 +75,8 @@ class BuildOptions:
     calibration: Path | None = None
     emit_trt_cache: bool = False
     trt_version: str = trt_cache.DEFAULT_VERSION
+    max_drop: float | None = None
+    sensitivity_images: int = 32
     cpu_isa: str = DEFAULT_CPU
     out: Path | None = None
     force: bool = False
