@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vggdeploy.preprocess import Preprocess
 
 WIDEST = 8192
-"""Inputs of a layer whose matrix is kept: 268 MB of float32."""
+"""Inputs of a convolution whose matrix is kept: 268 MB of float32."""
 
 PATCHES_PER_INPUT = 6
 FEWEST_PATCHES = 8192
@@ -67,15 +67,18 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Moments:
-    """Means over a layer's quantized inputs.
+    """What is known of a layer's quantized inputs.
 
     Attributes:
-        covariance: float32 ``[inputs, inputs]``, the mean of ``x x^T``, not centred.
+        covariance: float32 ``[inputs, inputs]``, the mean of ``x x^T``, not centred; None for a
+            matrix product, which has fewer samples than inputs.
+        samples: float32 ``[images, inputs]``, the inputs themselves; None for a convolution.
         quantized: float64 ``[inputs]``, the mean of ``x``.
         exact: float64 ``[inputs]``, the mean of the inputs before they are quantized.
     """
 
-    covariance: NDArray[np.float32]
+    covariance: NDArray[np.float32] | None
+    samples: NDArray[np.float32] | None
     quantized: NDArray[np.float64]
     exact: NDArray[np.float64]
 
@@ -90,7 +93,7 @@ def wanted(
     """What to ask for to round `found`; None where it is too wide, grouped, or padded by rule."""
     inputs = graphs.rows(found).shape[1]
     shape = graphs.static_shape(source)
-    if inputs > WIDEST or shape is None or None in shape[1:]:
+    if shape is None or None in shape[1:]:
         return None
     kernel, node = None, found.node
     strides = dilations = (1, 1)
@@ -99,7 +102,7 @@ def wanted(
         assert found.weight.const_value is not None
         sides = found.weight.const_value.numpy().shape
         by_rule = graphs.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-        if len(sides) != 4 or by_rule or graphs.attribute(node, "group", 1) != 1:
+        if len(sides) != 4 or inputs > WIDEST or by_rule or graphs.attribute(node, "group", 1) != 1:
             return None
         kernel = sides[2], sides[3]
         strides = tuple(graphs.attribute(node, "strides", strides))
@@ -152,7 +155,9 @@ class _Sum:
         self.layer = layer
         goal = max(FEWEST_PATCHES, PATCHES_PER_INPUT * layer.inputs)
         self.share = -(-goal // images)
-        self._matrix = np.zeros((layer.inputs, layer.inputs), np.float32)
+        self._matrix = None
+        if layer.kernel is not None:
+            self._matrix = np.zeros((layer.inputs, layer.inputs), np.float32)
         self._means = np.zeros((2, layer.inputs), np.float64)
         self._count = 0
         self._held: list[NDArray[np.float32]] = []
@@ -170,20 +175,22 @@ class _Sum:
         self._means += np.stack([rows.sum(0, np.float64), exact.sum(0, np.float64)])
         self._count += len(rows)
         self._held.append(rows)
-        if sum(map(len, self._held)) >= _BUFFER:
-            self._flush()
+        if self._matrix is not None and sum(map(len, self._held)) >= _BUFFER:
+            self._multiply(self._matrix)
 
-    def _flush(self) -> None:
-        if self._held:
-            rows = np.concatenate(self._held)
-            self._matrix += rows.T @ rows
-            self._held = []
+    def _multiply(self, matrix: NDArray[np.float32]) -> None:
+        rows = np.concatenate(self._held)
+        matrix += rows.T @ rows
+        self._held = []
 
     def moments(self) -> Moments:
-        self._flush()
-        self._matrix /= self._count
         quantized, exact = self._means / self._count
-        return Moments(self._matrix, quantized, exact)
+        if self._matrix is None:
+            return Moments(None, np.concatenate(self._held), quantized, exact)
+        if self._held:
+            self._multiply(self._matrix)
+        self._matrix /= self._count
+        return Moments(self._matrix, None, quantized, exact)
 
 
 def _patches(

@@ -11,7 +11,7 @@ from vggdeploy import graphs
 from vggdeploy.calib import second_order
 from vggdeploy.calib.covariance import Wanted, wanted
 from vggdeploy.calib.groups import fitting_group, group_scales, round_groups
-from vggdeploy.calib.second_order import round_second_order
+from vggdeploy.calib.second_order import round_by_covariance, round_by_samples
 from vggdeploy.calib.weights import Factors, rescaled, rescaling, round_weights
 
 if TYPE_CHECKING:
@@ -125,18 +125,22 @@ def _round_layer(
     kind: Any = dialect.weight
     if group and dialect.matrix is not None:
         kind = dialect.matrix
-        energy = np.diagonal(moments.covariance)
+        energy = None
+        if moments.samples is not None:
+            energy = np.square(moments.samples).mean(0)
         scales = group_scales(weight, kind, group, energy)
     else:
         _, scales = round_weights(weight, 0, kind, dialect.high_precision, str(found.weight.name))
-    integers = round_second_order(
-        weight,
-        scales,
-        moments.covariance,
-        (kind.qmin, kind.qmax),
-        damping=how.damping,
-        order=how.order,
-    )
+    limits = (kind.qmin, kind.qmax)
+    if moments.samples is not None:
+        integers = round_by_samples(
+            weight, scales, moments.samples, limits, damping=how.damping, order=how.order
+        )
+    else:
+        assert moments.covariance is not None
+        integers = round_by_covariance(
+            weight, scales, moments.covariance, limits, damping=how.damping, order=how.order
+        )
     made = Rounded(integers, scales)
     if not how.bias_correction or found.node.op_type == "MatMul":
         return made

@@ -6,7 +6,7 @@ Accurate Post-Training Quantization for Generative Pre-trained Transformers", 20
 column at a time and moves those still to come so that the cost is least. With ``H = L L^T`` the
 cost is ``|L^T (w - q)|^2``, and going from the last column to the first that is Babai's nearest
 plane (Chen et al., "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane Algorithm",
-2025): no inverse is needed, and one Cholesky factor serves every row.
+2025): no inverse of H is needed, and one Cholesky factor serves every row.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BLOCK = 128
 """Columns whose errors are carried on together, as one matrix product: the paper's own."""
 
 
-def round_second_order(
+def round_by_covariance(
     weight: NDArray[np.floating],
     scales: NDArray[np.floating],
     covariance: NDArray[np.floating],
@@ -54,46 +54,118 @@ def round_second_order(
 
     Returns:
         int8 ``[rows, columns]``; what is meant is ``integer * scale``.
-
-    Raises:
-        CalibrationError: when the covariance is not finite.
     """
-    columns = weight.shape[1]
     diagonal = np.diagonal(covariance).astype(np.float64)
-    if not np.isfinite(diagonal).all():
-        raise CalibrationError(
-            "the covariance of a layer's inputs is not finite",
-            fix="check the weights and --preprocess",
-        )
-    places = (
-        np.argsort(diagonal, kind="stable") if order == "diagonal" else np.arange(columns)[::-1]
-    )
-    factor = _cholesky(covariance, places, damping * float(diagonal.mean() or 1.0))
+    places = _places(diagonal, order)
+    ordered = covariance[np.ix_(places, places)].astype(np.float64)
+    ordered[np.diag_indices_from(ordered)] += damping * (diagonal.mean() or 1.0)
+    factor = np.linalg.cholesky(ordered).astype(np.float32)
     weights = np.ascontiguousarray(weight.T[places], np.float32)
     groups = scales.reshape(len(weight), -1).T.astype(np.float32)
-    steps = groups[places // (columns // len(groups))]
+    group = places // (len(places) // len(groups))
     integers = np.empty(weights.shape, np.int8)
     errors = np.zeros_like(weights)
-    for end in range(columns, 0, -_BLOCK):
-        start = max(0, end - _BLOCK)
-        block = factor[:, start:end] / np.diagonal(factor)[start:end]
-        wanted = weights[start:end] + block[end:].T @ errors[end:]
-        inner = block[start:end]
-        for column in range(end - start - 1, -1, -1):
-            at = start + column
-            goal = wanted[column] + inner[column + 1 :, column] @ errors[at + 1 : end]
-            rounded = np.clip(np.rint(goal / steps[at]), *limits)
-            integers[at] = rounded
-            errors[at] = weights[at] - rounded * steps[at]
+    for end in range(len(places), 0, -_BLOCK):
+        part = slice(max(0, end - _BLOCK), end)
+        moved = factor[end:, part] / np.diagonal(factor)[part]
+        goal = weights[part] + moved.T @ errors[end:]
+        steps = groups[group[part]]
+        integers[part] = _nearest_plane(goal, weights[part], steps, factor[part, part], limits)
+        errors[part] = weights[part] - integers[part] * steps
+    return _rows(integers, places)
+
+
+def round_by_samples(
+    weight: NDArray[np.floating],
+    scales: NDArray[np.floating],
+    samples: NDArray[np.floating],
+    limits: tuple[int, int],
+    *,
+    damping: float = DAMPING,
+    order: Order = "diagonal",
+) -> NDArray[np.int8]:
+    """`round_by_covariance` for a layer with more inputs than samples, whose covariance has no
+    higher rank than these: the same result without the matrix, which 25,088 inputs would make
+    2.5 GB.
+
+    The columns still to come, ``X`` of them, can make good for an error ``r`` of the samples'
+    outputs but for ``r^T S^-1 r``, with ``S = n d I + X X^T``, n samples and damping d. So a block
+    of columns ``B`` is rounded by the covariance ``I + B^T S^-1 B``, once its weights are moved
+    to where they make good for the errors so far.
+
+    Args:
+        weight: float ``[rows, columns]``.
+        scales: as there.
+        samples: ``[samples, columns]``, the inputs.
+        limits: as there.
+        damping: as there.
+        order: as there.
+
+    Returns:
+        int8 ``[rows, columns]``.
+    """
+    energy = np.square(samples, dtype=np.float64).mean(0)
+    places = _places(energy, order)
+    inputs = np.ascontiguousarray(samples[:, places], np.float64)
+    left = inputs @ inputs.T
+    ridge = len(inputs) * damping * (energy.mean() or 1.0) * np.eye(len(inputs))
+    weights = np.ascontiguousarray(weight.T[places], np.float32)
+    groups = scales.reshape(len(weight), -1).T.astype(np.float32)
+    group = places // (len(places) // len(groups))
+    integers = np.empty(weights.shape, np.int8)
+    off = np.zeros((len(inputs), weights.shape[1]), np.float32)
+    for end in range(len(places), 0, -_BLOCK):
+        part = slice(max(0, end - _BLOCK), end)
+        block = inputs[:, part]
+        left -= block @ block.T
+        seen = np.linalg.solve(left + ridge, block)
+        covariance = block.T @ seen
+        covariance[np.diag_indices_from(covariance)] += 1
+        moved = np.linalg.solve(covariance, seen.T).astype(np.float32)
+        goal = weights[part] + moved @ off
+        steps = groups[group[part]]
+        factor = np.linalg.cholesky(covariance).astype(np.float32)
+        integers[part] = _nearest_plane(goal, goal, steps, factor, limits)
+        off += block.astype(np.float32) @ (weights[part] - integers[part] * steps)
+    return _rows(integers, places)
+
+
+def _nearest_plane(
+    goal: NDArray[np.float32],
+    exact: NDArray[np.float32],
+    steps: NDArray[np.float32],
+    factor: NDArray[np.float32],
+    limits: tuple[int, int],
+) -> NDArray[np.float32]:
+    """Whole numbers of `steps`, ``[columns, rows]``, from the last column to the first: each the
+    nearest to its goal once that has moved by the errors so far, which are counted from `exact`."""
+    share = factor / np.diagonal(factor)
+    found = np.empty_like(goal)
+    errors = np.empty_like(goal)
+    for column in range(len(goal) - 1, -1, -1):
+        wanted = goal[column] + share[column + 1 :, column] @ errors[column + 1 :]
+        found[column] = np.clip(np.rint(wanted / steps[column]), *limits)
+        errors[column] = exact[column] - found[column] * steps[column]
+    return found
+
+
+def _places(diagonal: NDArray[np.float64], order: Order) -> NDArray[np.intp]:
+    """The columns from the last that is rounded to the first.
+
+    Raises:
+        CalibrationError: when the second moments are not finite.
+    """
+    if not np.isfinite(diagonal).all():
+        raise CalibrationError(
+            "the second moments of a layer's inputs are not finite",
+            fix="check the weights and --preprocess",
+        )
+    if order == "diagonal":
+        return np.argsort(diagonal, kind="stable")
+    return np.arange(len(diagonal))[::-1]
+
+
+def _rows(integers: NDArray[np.int8], places: NDArray[np.intp]) -> NDArray[np.int8]:
     result = np.empty_like(integers)
     result[places] = integers
     return np.ascontiguousarray(result.T)
-
-
-def _cholesky(
-    covariance: NDArray[np.floating], places: NDArray[np.intp], damping: float
-) -> NDArray[np.float32]:
-    """The lower factor of the damped covariance, columns in the order of `places`."""
-    ordered = covariance[np.ix_(places, places)].astype(np.float64)
-    ordered[np.diag_indices_from(ordered)] += damping
-    return np.linalg.cholesky(ordered).astype(np.float32)

@@ -123,6 +123,7 @@ class Calibration(Job):
                 fix="choose one with --method",
             )
         self.rounding = _rounding(options)
+        self.observer = sources.calibration_target(options.calib_precision)
         if options.emit_trt_cache:
             trt_cache.version_digits(options.trt_version)
         self.images, self.probes = inputs.choose_images(options, self.source, self.store)
@@ -132,6 +133,7 @@ class Calibration(Job):
             "images": len(self.images),
             "seed": options.seed,
             "preprocess": self.source.preprocess.to_json(),
+            "precision": self.observer.precision,
         }
 
     def collect(self, graph: Entry) -> Entry:
@@ -152,6 +154,7 @@ class Calibration(Job):
                 {
                     "graph": graph.digest,
                     "images": self.provenance["images_sha256"],
+                    "precision": self.observer.precision,
                     "preprocess": self.source.preprocess.to_json(),
                 },
                 make,
@@ -162,9 +165,7 @@ class Calibration(Job):
         """A runner of the float graph that shows `tensors`."""
         image = graphs.signature(graphs.read(graph.path / _GRAPH)).input.name
         taps = [name for name in dict.fromkeys(tensors) if name != image]
-        return sources.float_target().open_graph(
-            graph.path / _GRAPH, taps, RunOptions(goal="throughput")
-        )
+        return self.observer.open_graph(graph.path / _GRAPH, taps, RunOptions(goal="throughput"))
 
     def calibrate(self, graph: Entry, statistics: Entry) -> Entry:
         """The calibration table."""
@@ -201,6 +202,7 @@ class Calibration(Job):
         return {
             **asdict(self.rounding),
             "images": self.provenance["images_sha256"],
+            "precision": self.observer.precision,
             "seed": self.options.seed,
         }
 

@@ -43,6 +43,9 @@ Recipe = Annotated[str | None, typer.Option("--preprocess", help="A preset, or a
 CalibData = Annotated[str | None, typer.Option(help="A folder of images to calibrate on.")]
 CalibImages = Annotated[int | None, typer.Option(help="How many images to draw from it.")]
 Method = Annotated[str, typer.Option(help="auto, mse, entropy, percentile or minmax.")]
+CalibPrecision = Annotated[
+    str, typer.Option(help="Of the calibration's passes: fp32, bf16, or auto (bf16 if it is fast).")
+]
 Rescale = Annotated[
     bool, typer.Option("--rescale/--no-rescale", help="Rescale channels where it pays.")
 ]
@@ -190,6 +193,7 @@ def calibrate(
     calib_data: CalibData = None,
     calib_images: CalibImages = None,
     method: Method = "auto",
+    calib_precision: CalibPrecision = "auto",
     rescale: Rescale = True,
     seed: Seed = 0,
     emit_trt_cache: EmitTrtCache = False,
@@ -220,6 +224,7 @@ def build(
     calib_data: CalibData = None,
     calib_images: CalibImages = None,
     method: Method = "auto",
+    calib_precision: CalibPrecision = "auto",
     rescale: Rescale = True,
     weight_rounding: WeightRounding = "gptq",
     damping: Damping = 0.01,
@@ -331,6 +336,7 @@ def run(
     calib_data: CalibData = None,
     calib_images: CalibImages = None,
     method: Method = "auto",
+    calib_precision: CalibPrecision = "auto",
     rescale: Rescale = True,
     weight_rounding: WeightRounding = "gptq",
     damping: Damping = 0.01,
