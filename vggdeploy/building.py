@@ -127,6 +127,7 @@ class Calibration(Job):
         if options.emit_trt_cache:
             trt_cache.version_digits(options.trt_version)
         self.images, self.probes = inputs.choose_images(options, self.source, self.store)
+        self.ranking = inputs.choose_ranking(options, self.images)
         self.provenance = {
             "model": self.source.identity(),
             "images_sha256": self.images.digest(),
@@ -256,13 +257,17 @@ class Calibration(Job):
 
 @dataclass(frozen=True)
 class Made:
-    """The stages' results that a bundle is put together from; None where a target needs none."""
+    """The stages' results that a bundle is put together from; None where a target needs none.
+
+    `kept` names layers that could be quantized and stay in high precision.
+    """
 
     graph: Entry
     table: Entry | None
     quantized: Entry | None
     engine: Entry
     scores: Entry
+    kept: tuple[str, ...] = ()
 
 
 class Build(Calibration):
@@ -273,8 +278,16 @@ class Build(Calibration):
         self.dialect = self.target.dialect_for(options.cpu_isa)
         if self.dialect is None:
             calibration_file.refuse(options)
+            if options.max_drop is not None:
+                raise ConfigError(
+                    f"--max-drop keeps layers of a quantized network in high precision, and "
+                    f"{options.target} quantizes none",
+                    expected="an INT8 target",
+                    fix="drop it, or build ov-int8",
+                )
         super().__init__(options, reporter)
         self.given = calibration_file.given(options, self.source)
+        self.judged = inputs.choose_judged(options, self.source, self.store, self.images)
         self.out = options.out or Path("bundles") / f"{self.source.name}-{options.target}"
         made_from = {
             **self.provenance,
@@ -286,6 +299,9 @@ class Build(Calibration):
             "rounding": self._rounding_inputs(),
             "dialect": asdict(self.dialect) if self.dialect else None,
             "trt_cache": options.trt_version if options.emit_trt_cache else None,
+            "max_drop": options.max_drop,
+            "judged": self.judged.digest() if self.judged else None,
+            "sensitivity_images": options.sensitivity_images if self.judged else None,
         }
         self.key = digests.sha256_json(
             {
@@ -416,6 +432,7 @@ class Build(Calibration):
                 "method": table.method if table else None,
                 "calibration_file": self.given.sha256 if self.given else None,
                 "cpu_isa": self.options.cpu_isa if made.table else None,
+                "kept": list(made.kept),
             },
         }
 
@@ -435,10 +452,10 @@ class Build(Calibration):
         ).save(work / bundle.PROBES)
         precision = self.target.precision
         if self.source.network:
-            layers = budget.budget(self.source.network, precision).to_json()
+            layers = budget.budget(self.source.network, precision, kept=made.kept).to_json()
         else:
             rows = graphs.layer_rows(graphs.read(made.graph.path / _GRAPH))
-            layers = budget.from_rows(self.source.name, rows, precision)
+            layers = budget.from_rows(self.source.name, rows, precision, made.kept)
         (work / bundle.LAYERS).write_text(json.dumps(layers, indent=1))
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vggdeploy.cache import Entry
     from vggdeploy.contracts import Dialect
     from vggdeploy.dataset import Dataset
+    from vggdeploy.inputs import BuildOptions
     from vggdeploy.preprocess import Preprocess
 
 _FOUND = "sensitivity.json"
@@ -42,7 +43,7 @@ class LayerDamage:
         sqnr_db: of the scores, see `parity.Parity`.
         agreement: share of images with the float network's best class.
         macs: multiply-accumulates of the layer for one image.
-        weight_share: its share of the network's weights, and so of their bytes in one type.
+        weight_share: its share of the network's parameters, and so of their bytes in one type.
     """
 
     name: str
@@ -52,25 +53,29 @@ class LayerDamage:
     weight_share: float
 
 
-def images(job: Calibration) -> Dataset:
-    """The images that sensitivity is measured on: some of those that calibrate.
+def dialect(options: BuildOptions) -> Dialect:
+    """How the target whose layers are ranked quantizes.
 
     Raises:
-        ConfigError: when none is asked for.
+        ConfigError: for a float target.
+        MissingError: when the target does not work here.
     """
-    asked = job.options.sensitivity_images
-    if asked < 1:
+    found = sources.available(options.target).dialect_for(options.cpu_isa)
+    if found is None:
         raise ConfigError(
-            "--sensitivity-images is wrong", got=asked, expected="1 or more", fix="mend the value"
+            "--sensitivity ranks the layers of a quantized network, and "
+            f"{options.target} quantizes none",
+            expected="an INT8 target",
+            fix="give another --target",
         )
-    return job.images.choose(min(asked, len(job.images)), job.options.seed)
+    return found
 
 
 def stage(
     job: Calibration, graph: Entry, table: Entry, rounded: Entry | None, dialect: Dialect
 ) -> Entry:
     """The damage of each layer, measured once and kept in the cache; `load` reads it."""
-    chosen = images(job)
+    chosen = job.ranking
 
     def make(work: Path) -> None:
         with tempfile.TemporaryDirectory(dir=work) as scratch:
@@ -175,7 +180,7 @@ def measure(
     for name, row in job.reporter.track(runs(), total, "measuring each layer alone"):
         scores.setdefault(name, []).append(row)
     reference = np.concatenate(scores.pop(None))
-    macs = {name: 0 for name in variants.layers}
+    macs = dict.fromkeys(variants.layers, 0)
     weights = dict(macs)
     for line in variants.rows:
         if line["name"] in macs:
