@@ -32,8 +32,8 @@ WIDEST = 8192
 PATCHES_PER_INPUT = 6
 FEWEST_PATCHES = 8192
 
-_BUFFER = 2048
-"""Patches that are multiplied at once."""
+_BUFFER = 512
+"""Patches that are multiplied at once, or a few more: 9 MB of the widest layer's."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from vggdeploy.calib import second_order
 from vggdeploy.calib.covariance import Wanted, wanted
 from vggdeploy.calib.groups import fitting_group, group_scales, round_groups
 from vggdeploy.calib.second_order import round_by_covariance, round_by_samples
-from vggdeploy.calib.weights import Factors, rescaled, rescaling, round_weights
+from vggdeploy.calib.weights import Factors, channel_scales, rescaled, rescaling, round_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -121,25 +121,37 @@ def round_layers(
 def _round_layer(
     found: WeightedNode, dialect: Dialect, factors: Factors, moments: Moments, how: SecondOrder
 ) -> Rounded:
-    weight, group = rescaled(found, factors), _group(found, dialect)
+    rows, group = graphs.rows(found), _group(found, dialect)
     kind: Any = dialect.weight
     if group and dialect.matrix is not None:
         kind = dialect.matrix
         energy = None
         if moments.samples is not None:
             energy = np.square(moments.samples).mean(0)
-        scales = group_scales(weight, kind, group, energy)
+        scales = group_scales(rows, kind, group, energy)
     else:
-        _, scales = round_weights(weight, 0, kind, dialect.high_precision, str(found.weight.name))
+        name = str(found.weight.name)
+        scales = channel_scales(rows, kind, dialect.high_precision, name, factors)
     limits = (kind.qmin, kind.qmax)
     if moments.samples is not None:
         integers = round_by_samples(
-            weight, scales, moments.samples, limits, damping=how.damping, order=how.order
+            rows,
+            scales,
+            moments.samples,
+            limits,
+            divisors=factors.columns(rows.shape[1]),
+            damping=how.damping,
+            order=how.order,
         )
     else:
         assert moments.covariance is not None
         integers = round_by_covariance(
-            weight, scales, moments.covariance, limits, damping=how.damping, order=how.order
+            rescaled(found, factors),
+            scales,
+            moments.covariance,
+            limits,
+            damping=how.damping,
+            order=how.order,
         )
     made = Rounded(integers, scales)
     if not how.bias_correction or found.node.op_type == "MatMul":
@@ -149,7 +161,7 @@ def _round_layer(
         integers.shape[1] // (scales.size // len(scales)),
         axis=1,
     )
-    bias = weight.astype(np.float64) @ moments.exact - (integers * steps) @ moments.quantized
+    bias = rescaled(found, factors) @ moments.exact - (integers * steps) @ moments.quantized
     return Rounded(integers, scales, bias.astype(np.float32))
 
 

@@ -61,8 +61,7 @@ def round_by_covariance(
     ordered[np.diag_indices_from(ordered)] += damping * (diagonal.mean() or 1.0)
     factor = np.linalg.cholesky(ordered).astype(np.float32)
     weights = np.ascontiguousarray(weight.T[places], np.float32)
-    groups = scales.reshape(len(weight), -1).T.astype(np.float32)
-    group = places // (len(places) // len(groups))
+    groups, group = _groups(scales, places)
     integers = np.empty(weights.shape, np.int8)
     errors = np.zeros_like(weights)
     for end in range(len(places), 0, -_BLOCK):
@@ -72,7 +71,9 @@ def round_by_covariance(
         steps = groups[group[part]]
         integers[part] = _nearest_plane(goal, weights[part], steps, factor[part, part], limits)
         errors[part] = weights[part] - integers[part] * steps
-    return _rows(integers, places)
+    result = np.empty(weight.shape, np.int8)
+    result[:, places] = integers.T
+    return result
 
 
 def round_by_samples(
@@ -81,6 +82,7 @@ def round_by_samples(
     samples: NDArray[np.floating],
     limits: tuple[int, int],
     *,
+    divisors: NDArray[np.floating] | None = None,
     damping: float = DAMPING,
     order: Order = "diagonal",
 ) -> NDArray[np.int8]:
@@ -98,6 +100,7 @@ def round_by_samples(
         scales: as there.
         samples: ``[samples, columns]``, the inputs.
         limits: as there.
+        divisors: ``[columns]``, what the weights are divided by first; None for 1.
         damping: as there.
         order: as there.
 
@@ -106,28 +109,30 @@ def round_by_samples(
     """
     energy = np.square(samples, dtype=np.float64).mean(0)
     places = _places(energy, order)
+    groups, group = _groups(scales, places)
     inputs = np.ascontiguousarray(samples[:, places], np.float64)
     left = inputs @ inputs.T
     ridge = len(inputs) * damping * (energy.mean() or 1.0) * np.eye(len(inputs))
-    weights = np.ascontiguousarray(weight.T[places], np.float32)
-    groups = scales.reshape(len(weight), -1).T.astype(np.float32)
-    group = places // (len(places) // len(groups))
-    integers = np.empty(weights.shape, np.int8)
-    off = np.zeros((len(inputs), weights.shape[1]), np.float32)
+    # Weights are fetched a block at a time, and integers put where they belong: of the largest
+    # layer's 411 MB there is no copy.
+    integers = np.empty(weight.shape, np.int8)
+    off = np.zeros((len(inputs), len(weight)), np.float32)
     for end in range(len(places), 0, -_BLOCK):
         part = slice(max(0, end - _BLOCK), end)
-        block = inputs[:, part]
+        block, steps, at = inputs[:, part], groups[group[part]], places[part]
+        weights = np.ascontiguousarray(weight[:, at].T, np.float32)
+        if divisors is not None:
+            weights /= divisors[at, None]
         left -= block @ block.T
         seen = np.linalg.solve(left + ridge, block)
         covariance = block.T @ seen
         covariance[np.diag_indices_from(covariance)] += 1
-        moved = np.linalg.solve(covariance, seen.T).astype(np.float32)
-        goal = weights[part] + moved @ off
-        steps = groups[group[part]]
+        goal = weights + np.linalg.solve(covariance, seen.T).astype(np.float32) @ off
         factor = np.linalg.cholesky(covariance).astype(np.float32)
-        integers[part] = _nearest_plane(goal, goal, steps, factor, limits)
-        off += block.astype(np.float32) @ (weights[part] - integers[part] * steps)
-    return _rows(integers, places)
+        found = _nearest_plane(goal, goal, steps, factor, limits)
+        integers[:, at] = found.T
+        off += block.astype(np.float32) @ (weights - found * steps)
+    return integers
 
 
 def _nearest_plane(
@@ -165,7 +170,9 @@ def _places(diagonal: NDArray[np.float64], order: Order) -> NDArray[np.intp]:
     return np.arange(len(diagonal))[::-1]
 
 
-def _rows(integers: NDArray[np.int8], places: NDArray[np.intp]) -> NDArray[np.int8]:
-    result = np.empty_like(integers)
-    result[places] = integers
-    return np.ascontiguousarray(result.T)
+def _groups(
+    scales: NDArray[np.floating], places: NDArray[np.intp]
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Scales as ``[groups, rows]``, and the group of each column in the order of `places`."""
+    groups = np.ascontiguousarray(scales.reshape(len(scales), -1).T, np.float32)
+    return groups, places // (len(places) // len(groups))

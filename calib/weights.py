@@ -16,6 +16,8 @@ from vggdeploy.calib.channels import links
 from vggdeploy.errors import CalibrationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from vggdeploy.calib.placement import Placement
@@ -116,29 +118,52 @@ def round_weights(
     Raises:
         CalibrationError: when a scale does not fit `scale_dtype`.
     """
-    channels = weight.shape[axis]
-    scales = np.ones(channels, scale_dtype)
     quantized = np.empty(weight.shape, np.int8)
-    rows, into = np.moveaxis(weight, axis, 0), np.moveaxis(quantized, axis, 0)
-    step = max(1, _BLOCK_ELEMENTS * channels // weight.size)
-    factors = factors or Factors()
-    columns = factors.columns(weight.size // channels)
-    for start in range(0, channels, step):
-        block = np.asarray(rows[start : start + step], np.float32)
+    into = np.moveaxis(quantized, axis, 0)
+    scales = np.empty(weight.shape[axis], scale_dtype)
+    for part, block in _blocks(np.moveaxis(weight, axis, 0), factors or Factors()):
+        scales[part] = _scales(block, kind, scale_dtype, name)
+        wide = scales[part].astype(np.float32).reshape(-1, *(1,) * (block.ndim - 1))
+        into[part] = np.clip(np.rint(block / wide), kind.qmin, kind.qmax)
+    return quantized, scales
+
+
+def channel_scales(
+    rows: NDArray[np.floating],
+    kind: IntegerType,
+    scale_dtype: str,
+    name: str,
+    factors: Factors,
+) -> NDArray[Any]:
+    """The scales of `round_weights` alone, of ``[outputs, inputs]``."""
+    parts = _blocks(rows, factors)
+    return np.concatenate([_scales(block, kind, scale_dtype, name) for _, block in parts])
+
+
+def _scales(
+    block: NDArray[np.float32], kind: IntegerType, scale_dtype: str, name: str
+) -> NDArray[Any]:
+    amax = np.abs(block).max(axis=tuple(range(1, block.ndim)), initial=0)
+    wanted = np.maximum(amax / kind.qmax, SMALLEST_SCALE[scale_dtype])
+    scale = narrow(wanted, scale_dtype, f"the scale of a channel of {name}")
+    scale[amax == 0] = 1
+    return scale
+
+
+def _blocks(
+    rows: NDArray[np.floating], factors: Factors
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Rescaled weights, some rows at a time."""
+    columns = factors.columns(rows[0].size)
+    step = max(1, _BLOCK_ELEMENTS // max(1, rows[0].size))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        block = np.asarray(rows[part], np.float32)
         if columns is not None:
             block = block / columns.reshape(block.shape[1:])
         if factors.outputs is not None:
-            sides = (1,) * (block.ndim - 1)
-            block = block * factors.outputs[start : start + step].reshape(-1, *sides)
-        over = tuple(range(1, block.ndim))
-        amax = np.abs(block).max(axis=over, initial=0)
-        wanted = np.maximum(amax / kind.qmax, SMALLEST_SCALE[scale_dtype])
-        scale = narrow(wanted, scale_dtype, f"the scale of a channel of {name}")
-        scale[amax == 0] = 1
-        wide = scale.astype(np.float32).reshape(-1, *(1,) * len(over))
-        into[start : start + step] = np.clip(np.rint(block / wide), kind.qmin, kind.qmax)
-        scales[start : start + step] = scale
-    return quantized, scales
+            block = block * factors.outputs[part].reshape(-1, *(1,) * (block.ndim - 1))
+        yield part, block
 
 
 def narrow(values: NDArray[np.floating], dtype: str, what: str) -> NDArray[Any]:

@@ -7,13 +7,14 @@ build of the same inputs finds everything there. `pipeline` knows their order.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from vggdeploy.calib import CalibrationTable
     from vggdeploy.calib.rounding import Rounded
     from vggdeploy.calibration_file import CalibrationFile
-    from vggdeploy.contracts import Dialect, Reporter, Runner, Target
+    from vggdeploy.contracts import Dialect, GraphTarget, Reporter, Runner, Target
     from vggdeploy.inputs import BuildOptions
 
 _GRAPH = bundle.GRAPH
@@ -123,16 +124,24 @@ class Calibration(Job):
                 fix="choose one with --method",
             )
         self.rounding = _rounding(options)
-        self.observer = sources.calibration_target(options.calib_precision)
         if options.emit_trt_cache:
             trt_cache.version_digits(options.trt_version)
         self.images, self.probes = inputs.choose_images(options, self.source, self.store)
         self.ranking = inputs.choose_ranking(options, self.images)
-        self.provenance = {
+
+    @functools.cached_property
+    def observer(self) -> GraphTarget:
+        """What runs the float graph in calibration."""
+        return sources.calibration_target(self.options.calib_precision)
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What a calibration table is made from."""
+        return {
             "model": self.source.identity(),
             "images_sha256": self.images.digest(),
             "images": len(self.images),
-            "seed": options.seed,
+            "seed": self.options.seed,
             "preprocess": self.source.preprocess.to_json(),
             "precision": self.observer.precision,
         }
@@ -162,11 +171,16 @@ class Calibration(Job):
             ),
         )
 
-    def _observe(self, graph: Entry, tensors: Iterable[str]) -> Runner:
+    def _observe(
+        self,
+        graph: Entry,
+        tensors: Iterable[str],
+        goal: Literal["latency", "throughput"] = "throughput",
+    ) -> Runner:
         """A runner of the float graph that shows `tensors`."""
         image = graphs.signature(graphs.read(graph.path / _GRAPH)).input.name
         taps = [name for name in dict.fromkeys(tensors) if name != image]
-        return self.observer.open_graph(graph.path / _GRAPH, taps, RunOptions(goal="throughput"))
+        return self.observer.open_graph(graph.path / _GRAPH, taps, RunOptions(goal=goal))
 
     def calibrate(self, graph: Entry, statistics: Entry) -> Entry:
         """The calibration table."""
@@ -220,7 +234,8 @@ class Calibration(Job):
             thresholds = calib.CalibrationTable.load(table.path / bundle.CALIBRATION)
             layers = calib.wanted_layers(placement, thresholds, dialect)
             images = self.images.choose(min(len(self.images), ROUNDING_IMAGES), self.options.seed)
-            with self._observe(graph, (layer.tensor for layer in layers)) as runner:
+            # One query at a time: multiplying takes as long as the network, and all cores.
+            with self._observe(graph, (layer.tensor for layer in layers), "latency") as runner:
                 moments = calib.covariances(
                     runner,
                     layers,
@@ -289,25 +304,27 @@ class Build(Calibration):
         self.given = calibration_file.given(options, self.source)
         self.judged = inputs.choose_judged(options, self.source, self.store, self.images)
         self.out = options.out or Path("bundles") / f"{self.source.name}-{options.target}"
-        made_from = {
-            **self.provenance,
-            "method": options.method,
-            "rescale": options.rescale,
-        }
-        calibration = {
-            **({"file": self.given.sha256} if self.given else made_from),
-            "rounding": self._rounding_inputs(),
-            "dialect": asdict(self.dialect) if self.dialect else None,
-            "trt_cache": options.trt_version if options.emit_trt_cache else None,
-            "max_drop": options.max_drop,
-            "judged": self.judged.digest() if self.judged else None,
-            "sensitivity_images": options.sensitivity_images if self.judged else None,
-        }
+        calibration = None
+        if self.dialect is not None:
+            made_from = {
+                **self.provenance,
+                "method": options.method,
+                "rescale": options.rescale,
+            }
+            calibration = {
+                **({"file": self.given.sha256} if self.given else made_from),
+                "rounding": self._rounding_inputs(),
+                "dialect": asdict(self.dialect),
+                "trt_cache": options.trt_version if options.emit_trt_cache else None,
+                "max_drop": options.max_drop,
+                "judged": self.judged.digest() if self.judged else None,
+                "ranking": len(self.ranking) if self.judged else None,
+            }
         self.key = digests.sha256_json(
             {
                 "source": self.source.identity(),
                 "preprocess": self.source.preprocess.to_json(),
-                "calibration": calibration if self.dialect else None,
+                "calibration": calibration,
                 "target": options.target,
                 "probes": self.probes.digest(),
                 "environment": cache.environment(),
