@@ -252,7 +252,10 @@ def show_build(
 ) -> None:
     """What a build came to; its stages were told as they ended. A run's verification says most
     cautions again: those are in `without`."""
+    kept = result["mixed"]["kept"] if result["mixed"] else ()
     for name, reason in result["left_in_high_precision"]:
+        if name in kept:  # told with what they cost
+            continue
         terminal.line(f"left in high precision: {name} ({reason})", style="yellow")
     if result["mixed"]:
         _show_mixed(terminal, result["mixed"])
