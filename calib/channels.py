@@ -1,5 +1,6 @@
 """Which weights read a channel of a quantized tensor, and which make it.
 
+Layers that stay in high precision count too: a tensor's link does not depend on what is kept.
 Followed through the operators that only move values, by moving the channels' numbers along.
 """
 
@@ -64,8 +65,8 @@ class Link:
 
 def links(placement: Placement) -> dict[str, Link]:
     """The link of every quantized map ``[N, C, H, W]`` that can be followed, by tensor."""
-    found = {id(node.node): node for node in placement.weighted}
-    made = ((point, _link(point, found)) for point in placement.points)
+    found = {id(node.node): node for node in (*placement.weighted, *placement.kept)}
+    made = ((point, _link(point, found)) for point in placement.tensors)
     return {point.name: link for point, link in made if link is not None}
 
 

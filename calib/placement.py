@@ -1,20 +1,22 @@
 """Where Q/DQ pairs go: which tensors are quantized, and which reads of them see the result.
 
-Every convolution and matrix product with constant weights reads 8 bits. Between a ReLU and the
-next of these there may be operators that only move or select values; the pair goes in front of
+Every convolution and matrix product with constant weights reads 8 bits, but for those that are to
+stay in high precision. Between a ReLU and the next of these there may be operators that only move or select values; the pair goes in front of
 them, so that a max pool runs on 8 bits and the next layer reuses its scale with no second
 quantize. Nothing is quantized on the way out: the scores stay as they are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vggdeploy import graphs, signs
+from vggdeploy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     import onnx_ir as ir
 
@@ -64,26 +66,42 @@ class Placement:
         points: activations, in order of first use.
         weighted: the nodes whose weights are quantized.
         left: (node, reason) of weighted operators that stay in high precision.
+        kept: those of them that could be quantized and were asked to stay.
+        tensors: `points` as they are with nothing kept: what channels are rescaled by, which
+            changes no function, so that kept layers take their share of it in float and the
+            others' integers do not depend on what is kept.
     """
 
     points: tuple[Point, ...]
     weighted: tuple[WeightedNode, ...]
     left: tuple[tuple[str, str], ...]
+    kept: tuple[WeightedNode, ...]
+    tensors: tuple[Point, ...]
 
 
-def place(model: ir.Model, *, matrices: bool = True) -> Placement:
+def place(
+    model: ir.Model, *, matrices: bool = True, keep: Collection[str] = frozenset()
+) -> Placement:
     """Decide where the pairs go. The model is not changed.
 
     Args:
         model: a float graph.
         matrices: whether matrix products read 8 bits; else only convolutions do, and what stands
             in front of a product gets no pair on its account.
+        keep: names (`WeightedNode.name`) of layers that stay in high precision: they read and
+            hold floats, whatever others read of the same tensor.
+
+    Raises:
+        ConfigError: for a name in `keep` that no layer has.
     """
     reads: dict[str, list[tuple[ir.Node, int]]] = {}
     values: dict[str, ir.Value] = {}
     chosen: list[WeightedNode] = []
     left: list[tuple[str, str]] = []
+    kept: list[WeightedNode] = []
+    behind: dict[tuple[ir.Node, int], WeightedNode] = {}
     constant = {id(found.node): found for found in graphs.weighted(model)}
+    _require_known(keep, (found.name for found in constant.values()))
     for node in model.graph:
         label = str(node.name or node.outputs[0].name)
         if node.op_type == "BatchNormalization" and not node.domain:
@@ -97,19 +115,41 @@ def place(model: ir.Model, *, matrices: bool = True) -> Placement:
             left.append((label, reason))
             continue
         found = constant[id(node)]
-        chosen.append(found)
+        if found.name in keep:
+            kept.append(found)
+            left.append((found.name, "kept in high precision"))
+        else:
+            chosen.append(found)
         if not matrices and not found.convolution:
             continue
         value, read = _origin(node)
         values[str(value.name)] = value
+        behind[read] = found
         into = reads.setdefault(str(value.name), [])
         if read not in into:
             into.append(read)
-    points = tuple(
+    tensors = tuple(
         Point(values[name], signs.nonnegative(values[name]), tuple(into))
         for name, into in reads.items()
     )
-    return Placement(points, tuple(chosen), tuple(left))
+    quantized = (
+        replace(point, reads=tuple(read for read in point.reads if behind[read].name not in keep))
+        for point in tensors
+    )
+    points = tuple(point for point in quantized if point.reads)
+    return Placement(points, tuple(chosen), tuple(left), tuple(kept), tensors)
+
+
+def _require_known(keep: Iterable[str], names: Iterable[str]) -> None:
+    known = list(dict.fromkeys(names))
+    for name in sorted(keep):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3)
+            raise ConfigError(
+                f"there is no layer {name!r} to keep in high precision",
+                expected=("perhaps " if near else "one of ") + ", ".join(near or known),
+                fix="mend the name; 'vggdeploy budget' lists a network's",
+            )
 
 
 def scale_sources(model: ir.Model, known: Collection[str]) -> dict[str, str]:

@@ -6,17 +6,17 @@ Only explicit Q/DQ is written.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from vggdeploy import graphs, opsets
 from vggdeploy.calib.placement import place
 from vggdeploy.calib.rounding import Rounded, round_to_nearest
-from vggdeploy.calib.weights import Factors, activation_scale, narrow, rescaling
+from vggdeploy.calib.weights import Factors, activation_scale, narrow, rescaled, rescaling
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     import onnx_ir as ir
@@ -49,6 +49,9 @@ def quantize(
     dialect: Dialect,
     out: Path,
     rounded: Mapping[str, Rounded] | None = None,
+    keep: Collection[str] = frozenset(),
+    *,
+    weights: Literal["inside", "beside", "shared"] = "inside",
 ) -> Quantized:
     """Write the Q/DQ form of an FP32 graph.
 
@@ -56,15 +59,20 @@ def quantize(
         source: the FP32 graph, weights beside it.
         table: a threshold for every tensor that `place` chooses.
         dialect: types and high precision.
-        out: the file to write, weights inside.
+        out: the file to write.
         rounded: weights that are rounded already, by name; the others are rounded to nearest.
+            They fit whatever is kept.
+        keep: names of layers that stay in high precision, see `place`.
+        weights: ``inside`` the file; in a file ``beside`` it; or, where they are in a file beside
+            `source` and do not change, ``shared`` with it: then `out` is in its folder.
 
     Raises:
+        ConfigError: for a name in `keep` that no layer has.
         CalibrationError: when the table lacks a tensor, or a value does not fit the dialect.
         ModelError: when the result does not pass ONNX's checker.
     """
     model = graphs.read(source)
-    placement = place(model, matrices=dialect.matrix is None)
+    placement = place(model, matrices=dialect.matrix is None, keep=keep)
     factors = rescaling(placement, table)
     for point in placement.points:
         _insert_pair(model, point, table, dialect)
@@ -78,6 +86,8 @@ def quantize(
         _set_bias(model, found, moved, own)
         if not found.weight.uses():
             model.graph.initializers.pop(name)
+    for found in placement.kept:
+        _rescale(model, found, factors.get(str(found.weight.name), Factors()))
     if dialect.high_precision == "float16":
         _to_float16(model)
         opsets.upgrade(model, opsets.FLOAT16_SCALES)
@@ -86,7 +96,10 @@ def quantize(
         # The first IR version that knows 4-bit integers.
         model.ir_version = max(model.ir_version, 10)
     model.graph.sort()
-    graphs.write(model, out, external=False)
+    if weights == "shared":
+        graphs.write_sharing(model, out)
+    else:
+        graphs.write(model, out, external=weights == "beside")
     graphs.check(out)
     return Quantized(
         tuple(found.name for found in placement.weighted),
@@ -137,6 +150,22 @@ def _dequantized(
     value.type = onnx_ir.TensorType(onnx_ir.DataType.from_numpy(scales.dtype))
     wide = onnx_ir.DataType.FLOAT.value
     return _append(model, "Cast", [value], f"{name}.float32", like=found.weight, to=wide)
+
+
+def _rescale(model: ir.Model, found: WeightedNode, factors: Factors) -> None:
+    """Give a layer that stays in float the weights and the bias of its rescaled channels."""
+    import onnx_ir
+
+    if factors.outputs is None and factors.inputs is None:
+        return
+    old = found.weight
+    assert old.const_value is not None
+    rows = rescaled(found, factors)
+    turned = rows.T if found.channel_axis == 1 else rows
+    array = np.ascontiguousarray(turned).reshape(old.const_value.numpy().shape)
+    # Nothing else reads the weights of a layer that is rescaled, see `channels`.
+    old.const_value = onnx_ir.tensor(array, name=old.name)
+    _set_bias(model, found, factors, None)
 
 
 def _set_bias(

@@ -115,6 +115,16 @@ class CalibrationTable:
         tensors = {name: replace(entry, rescaled=None) for name, entry in self.tensors.items()}
         return CalibrationTable(tensors, self.source)
 
+    def applied(self) -> CalibrationTable:
+        """The table of the graph whose channels are rescaled already."""
+        tensors = {
+            name: replace(tensor, thresholds=tensor.rescaled.thresholds, rescaled=None)
+            if tensor.rescaled
+            else tensor
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=tensors)
+
     def save(self, path: Path) -> None:
         """Write as JSON."""
         atomic.write_text(

@@ -55,7 +55,8 @@ class Factors:
 
 
 def rescaling(placement: Placement, table: CalibrationTable) -> dict[str, Factors]:
-    """What the table's rescaled channels do to the layers of a graph, by the weight's name.
+    """What the table's rescaled channels do to the layers of a graph, by the weight's name; to
+    those that stay in high precision as well, so that the network's function stays as it is.
 
     Raises:
         CalibrationError: when a tensor of the graph cannot be rescaled as the table has it.
@@ -63,7 +64,7 @@ def rescaling(placement: Placement, table: CalibrationTable) -> dict[str, Factor
     outputs: dict[str, NDArray[np.float32]] = {}
     inputs: dict[str, NDArray[np.float32]] = {}
     known = links(placement)
-    for point in placement.points:
+    for point in placement.tensors:
         entry = table.tensors.get(point.name)
         if entry is None or entry.rescaled is None:
             continue

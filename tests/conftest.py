@@ -6,18 +6,20 @@ import gc
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
-from vggdeploy import checkpoints, demo, pipeline, topology
+from vggdeploy import checkpoints, dataset, demo, inputs, pipeline, sources, topology
+from vggdeploy.cache import Cache
+from vggdeploy.contracts import Silent
 from vggdeploy.demo import digits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from vggdeploy.pipeline import BuildOptions
     from vggdeploy.topology import Network
@@ -97,6 +99,37 @@ def tiny(
         calib_images=16,
     )
     return lambda **changes: replace(base, **changes)
+
+
+@pytest.fixture(scope="session")
+def spoilt(
+    tiny: Callable[..., BuildOptions], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., BuildOptions]:
+    """Options of a build of the tiny network with one layer that cannot be quantized well,
+    ``features.8``.
+
+    Each of its outputs has huge weights for a channel that is always 0, so that they change nothing
+    but the step of its other weights. The scores have no mean, so that images differ in their best
+    class.
+    """
+    base = tiny()
+    whole = str(base.weights)
+    network = topology.vgg("vgg11", num_classes=10, input_size=(64, 64), width_divisor=32)
+    held = {key: value.numpy().copy() for key, value in checkpoints.read(Path(whole)).items()}
+    held["features.6.bias"][0] = -100
+    held["features.8.weight"][:, 0] *= 300
+    folder = tmp_path_factory.mktemp("spoilt")
+
+    def save(name: str) -> BuildOptions:
+        checkpoints.save(folder / name, held, network, "unit")
+        return replace(base, weights=str(folder / name), weight_rounding="nearest")
+
+    source, store = inputs.resolve(save("first.safetensors")), Cache()
+    images = dataset.scan(Path(str(base.calib_data)))
+    entry = sources.scores(source, images, store, Silent())
+    held["classifier.6.bias"] -= np.load(entry.path / sources.SCORES).mean(0)
+    made = save("spoilt.safetensors")
+    return lambda **changes: replace(made, **changes)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,10 @@ FLOORS = [
         "parity", "budget", "config", "demo", "demo.widen", "demo.digits", "checkpoints", "reference",
     ],
     ["export", "calib", "targets", "benchmarks"],
-    ["sources", "verification", "inputs", "calibration_file", "building", "gates", "doctor", "pipeline"],
+    [
+        "sources", "verification", "inputs", "calibration_file", "building", "sensitivity",
+        "mixed", "plots", "gates", "doctor", "pipeline",
+    ],
     [
         "console", "cli", "__main__", "demo.train", "benchmarks.footprint", "benchmarks.ablation",
         "benchmarks.children", "benchmarks.competitors", "benchmarks.rows", "benchmarks.peers",

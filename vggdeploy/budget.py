@@ -14,6 +14,8 @@ from vggdeploy import topology
 from vggdeploy.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from vggdeploy.topology import Network, Row
 
 
@@ -29,6 +31,12 @@ class Precision:
     activation_bytes: int
     bias_bytes: int
     matrix: Precision | None = None
+
+    def of(self, layer: str, *, matrix: bool, kept: Collection[str] = ()) -> Precision:
+        """What a layer is in: a fully connected one, or one that was `kept` in FP32."""
+        if layer in kept:
+            return PRECISIONS["fp32"]
+        return (self.matrix if matrix else None) or self
 
 
 PRECISIONS: dict[str, Precision] = {
@@ -99,10 +107,13 @@ class Budget:
         }
 
 
-def budget(network: Network, precision: str = "fp32", batch: int = 1) -> Budget:
+def budget(
+    network: Network, precision: str = "fp32", batch: int = 1, kept: Collection[str] = ()
+) -> Budget:
     """The budget of `network`, one row for each layer that computes or reshapes.
 
-    ReLU and dropout are left out: they are fused into, or removed from, every engine.
+    ReLU and dropout are left out: they are fused into, or removed from, every engine. Layers named
+    in `kept` are in FP32.
 
     Raises:
         ConfigError: for an unknown precision or an impossible batch.
@@ -120,7 +131,7 @@ def budget(network: Network, precision: str = "fp32", batch: int = 1) -> Budget:
     size = PRECISIONS[precision]
     shown = [row for row in topology.rows(network) if row.layer.kind not in ("relu", "dropout")]
     layers = tuple(
-        _layer(row, (size.matrix if row.layer.kind == "linear" else None) or size, batch)
+        _layer(row, size.of(row.name, matrix=row.layer.kind == "linear", kept=kept), batch)
         for row in shown
     )
     return Budget(
@@ -160,14 +171,15 @@ def _elements(shape: tuple[int, ...]) -> int:
     return count
 
 
-def from_rows(name: str, rows: list[dict[str, Any]], precision: str) -> dict[str, Any]:
-    """The JSON form of a budget for a network known by its graph alone (`graphs.layer_rows`)."""
+def from_rows(
+    name: str, rows: list[dict[str, Any]], precision: str, kept: Collection[str] = ()
+) -> dict[str, Any]:
+    """The JSON form of a budget for a network known by its graph alone (`graphs.layer_rows`).
+
+    Layers named in `kept` are in FP32.
+    """
     params = sum(row["params"] for row in rows)
     macs = sum(row["macs"] for row in rows)
-    size = PRECISIONS[precision]
-    # The output of a convolution has positions, that of a matrix product has none.
-    matrix = sum(row["params"] for row in rows if size.matrix and len(row["output"]) == 1)
-    matrix_bytes = matrix * size.matrix.weight_bytes if size.matrix else 0
     return {
         "schema": 1,
         "kind": "budget",
@@ -178,10 +190,17 @@ def from_rows(name: str, rows: list[dict[str, Any]], precision: str) -> dict[str
             "params": params,
             "macs": macs,
             "flops": 2 * macs,
-            "weight_bytes": round((params - matrix) * size.weight_bytes + matrix_bytes),
+            "weight_bytes": round(sum(row_bytes(row, precision, kept) for row in rows)),
         },
         "layers": rows,
     }
+
+
+def row_bytes(row: Mapping[str, Any], precision: str, kept: Collection[str] = ()) -> float:
+    """Bytes of the parameters of a row of `graphs.layer_rows`."""
+    # The output of a convolution has positions, that of a matrix product has none.
+    size = PRECISIONS[precision].of(row["name"], matrix=len(row["output"]) == 1, kept=kept)
+    return float(row["params"] * size.weight_bytes)
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,11 @@ from vggdeploy.contracts import CompileOptions, RunOptions, TensorSpec
 from vggdeploy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from vggdeploy.bundle import Bundle
     from vggdeploy.calib import CalibrationTable
+    from vggdeploy.calib.rounding import Rounded
     from vggdeploy.calibration_file import CalibrationFile
     from vggdeploy.contracts import Dialect, GraphTarget, Reporter, Runner, Target
     from vggdeploy.inputs import BuildOptions
@@ -126,6 +127,7 @@ class Calibration(Job):
         if options.emit_trt_cache:
             trt_cache.version_digits(options.trt_version)
         self.images, self.probes = inputs.choose_images(options, self.source, self.store)
+        self.ranking = inputs.choose_ranking(options, self.images)
 
     @functools.cached_property
     def observer(self) -> GraphTarget:
@@ -208,85 +210,6 @@ class Calibration(Job):
             ),
         )
 
-    def write_trt_cache(self, graph: Entry, table: Entry, out: Path) -> None:
-        """The table as a TensorRT calibration cache for the float graph."""
-        made = calib.CalibrationTable.load(table.path / bundle.CALIBRATION)
-        trt_cache.save(out, made, graphs.read(graph.path / _GRAPH), self.options.trt_version)
-
-
-@dataclass(frozen=True)
-class Made:
-    """The stages' results that a bundle is put together from; None where a target needs none."""
-
-    graph: Entry
-    table: Entry | None
-    quantized: Entry | None
-    engine: Entry
-    scores: Entry
-
-
-class Build(Calibration):
-    """A job that ends in a bundle."""
-
-    def __init__(self, options: BuildOptions, reporter: Reporter) -> None:
-        self.target: Target = sources.available(options.target)
-        self.dialect = self.target.dialect_for(options.cpu_isa)
-        if self.dialect is None:
-            calibration_file.refuse(options)
-        super().__init__(options, reporter)
-        self.given = calibration_file.given(options, self.source)
-        self.out = options.out or Path("bundles") / f"{self.source.name}-{options.target}"
-        calibration = None
-        if self.dialect is not None:
-            made_from = {**self.provenance, "method": options.method}
-            calibration = {
-                **({"file": self.given.sha256} if self.given else made_from),
-                "rescale": options.rescale,
-                "rounding": self._rounding_inputs(),
-                "dialect": asdict(self.dialect),
-                "trt_cache": options.trt_version if options.emit_trt_cache else None,
-            }
-        self.key = digests.sha256_json(
-            {
-                "source": self.source.identity(),
-                "preprocess": self.source.preprocess.to_json(),
-                "calibration": calibration,
-                "target": options.target,
-                "probes": self.probes.digest(),
-                "environment": cache.environment(),
-            }
-        )
-        self.unchanged = bundle.holds(self.out, self.key, force=options.force)
-
-    def adopt(self, graph: Entry, given: CalibrationFile) -> Entry:
-        """The calibration table that was given, in place of `collect` and `calibrate`."""
-
-        def make(work: Path) -> None:
-            points = calib.place(graphs.read(graph.path / _GRAPH)).points
-            table = given.table(points)
-            if not self.options.rescale:
-                table = table.plain()
-            table.save(work / bundle.CALIBRATION)
-
-        return self.stages.run(
-            "calibration",
-            lambda: self.store.stage(
-                "calibration",
-                {
-                    "graph": graph.digest,
-                    "file": given.sha256,
-                    "rescale": self.options.rescale,
-                },
-                make,
-            ),
-        )
-
-    def reference(self) -> Entry:
-        """The reference's scores for the probe images."""
-        return self.stages.run(
-            "reference", lambda: sources.scores(self.source, self.probes, self.store, self.reporter)
-        )
-
     def _rounding_inputs(self) -> dict[str, Any] | None:
         """What rounding depends on besides graph, table and dialect."""
         if self.rounding is None:
@@ -341,10 +264,109 @@ class Build(Calibration):
             ),
         )
 
+    def write_trt_cache(self, graph: Entry, table: Entry, out: Path) -> None:
+        """The table as a TensorRT calibration cache for the float graph."""
+        made = calib.CalibrationTable.load(table.path / bundle.CALIBRATION)
+        trt_cache.save(out, made, graphs.read(graph.path / _GRAPH), self.options.trt_version)
+
+
+@dataclass(frozen=True)
+class Made:
+    """The stages' results that a bundle is put together from; None where a target needs none.
+
+    `kept` names layers that could be quantized and stay in high precision.
+    """
+
+    graph: Entry
+    table: Entry | None
+    quantized: Entry | None
+    engine: Entry
+    scores: Entry
+    kept: tuple[str, ...] = ()
+
+
+class Build(Calibration):
+    """A job that ends in a bundle."""
+
+    def __init__(self, options: BuildOptions, reporter: Reporter) -> None:
+        self.target: Target = sources.available(options.target)
+        self.dialect = self.target.dialect_for(options.cpu_isa)
+        if self.dialect is None:
+            calibration_file.refuse(options)
+            if options.max_drop is not None:
+                raise ConfigError(
+                    f"--max-drop keeps layers of a quantized network in high precision, and "
+                    f"{options.target} quantizes none",
+                    expected="an INT8 target",
+                    fix="drop it, or build ov-int8",
+                )
+        super().__init__(options, reporter)
+        self.given = calibration_file.given(options, self.source)
+        self.judged = inputs.choose_judged(options, self.source, self.store, self.images)
+        self.out = options.out or Path("bundles") / f"{self.source.name}-{options.target}"
+        calibration = None
+        if self.dialect is not None:
+            made_from = {**self.provenance, "method": options.method}
+            calibration = {
+                **({"file": self.given.sha256} if self.given else made_from),
+                "rescale": options.rescale,
+                "rounding": self._rounding_inputs(),
+                "dialect": asdict(self.dialect),
+                "trt_cache": options.trt_version if options.emit_trt_cache else None,
+                "max_drop": options.max_drop,
+                "judged": self.judged.digest() if self.judged else None,
+                "ranking": len(self.ranking) if self.judged else None,
+            }
+        self.key = digests.sha256_json(
+            {
+                "source": self.source.identity(),
+                "preprocess": self.source.preprocess.to_json(),
+                "calibration": calibration,
+                "target": options.target,
+                "probes": self.probes.digest(),
+                "environment": cache.environment(),
+            }
+        )
+        self.unchanged = bundle.holds(self.out, self.key, force=options.force)
+
+    def adopt(self, graph: Entry, given: CalibrationFile) -> Entry:
+        """The calibration table that was given, in place of `collect` and `calibrate`."""
+
+        def make(work: Path) -> None:
+            points = calib.place(graphs.read(graph.path / _GRAPH)).points
+            table = given.table(points)
+            if not self.options.rescale:
+                table = table.plain()
+            table.save(work / bundle.CALIBRATION)
+
+        return self.stages.run(
+            "calibration",
+            lambda: self.store.stage(
+                "calibration",
+                {
+                    "graph": graph.digest,
+                    "file": given.sha256,
+                    "rescale": self.options.rescale,
+                },
+                make,
+            ),
+        )
+
+    def reference(self) -> Entry:
+        """The reference's scores for the probe images."""
+        return self.stages.run(
+            "reference", lambda: sources.scores(self.source, self.probes, self.store, self.reporter)
+        )
+
     def quantize(
-        self, graph: Entry, table: Entry, rounded: Entry | None, dialect: Dialect
+        self,
+        graph: Entry,
+        table: Entry,
+        rounded: Entry | None,
+        dialect: Dialect,
+        keep: Collection[str] = frozenset(),
     ) -> Entry:
-        """The graph in 8 bits."""
+        """The graph in 8 bits, but for the layers in `keep`."""
 
         def make(work: Path) -> None:
             done = calib.quantize(
@@ -352,7 +374,8 @@ class Build(Calibration):
                 calib.CalibrationTable.load(table.path / bundle.CALIBRATION),
                 dialect,
                 work / _GRAPH,
-                calib.load_rounded(rounded.path / _ROUNDED) if rounded else None,
+                load_rounded(rounded),
+                keep,
             )
             (work / _QUANTIZED).write_text(json.dumps(asdict(done)))
 
@@ -365,6 +388,7 @@ class Build(Calibration):
                     "table": table.digest,
                     "rounded": rounded.digest if rounded else None,
                     "dialect": asdict(dialect),
+                    "keep": sorted(keep),
                 },
                 make,
             ),
@@ -431,6 +455,7 @@ class Build(Calibration):
                 "method": table.method if table else None,
                 "calibration_file": self.given.sha256 if self.given else None,
                 "cpu_isa": self.options.cpu_isa if made.table else None,
+                "kept": list(made.kept),
             },
         }
 
@@ -450,10 +475,10 @@ class Build(Calibration):
         ).save(work / bundle.PROBES)
         precision = self.target.precision
         if self.source.network:
-            layers = budget.budget(self.source.network, precision).to_json()
+            layers = budget.budget(self.source.network, precision, kept=made.kept).to_json()
         else:
             rows = graphs.layer_rows(graphs.read(made.graph.path / _GRAPH))
-            layers = budget.from_rows(self.source.name, rows, precision)
+            layers = budget.from_rows(self.source.name, rows, precision, made.kept)
         (work / bundle.LAYERS).write_text(json.dumps(layers, indent=1))
 
 
@@ -494,7 +519,17 @@ def _rounding(options: BuildOptions) -> calib.SecondOrder | None:
 
 def load_table(table: Entry | None) -> CalibrationTable | None:
     """The table in a stage's entry; None where there is none."""
-    return calib.CalibrationTable.load(table.path / bundle.CALIBRATION) if table else None
+    return load_calibration(table) if table else None
+
+
+def load_calibration(table: Entry) -> CalibrationTable:
+    """The table in a stage's entry."""
+    return calib.CalibrationTable.load(table.path / bundle.CALIBRATION)
+
+
+def load_rounded(rounded: Entry | None) -> dict[str, Rounded] | None:
+    """The rounded weights in a stage's entry; None where there is none."""
+    return calib.load_rounded(rounded.path / _ROUNDED) if rounded else None
 
 
 def _contract(spec: TensorSpec) -> dict[str, Any]:

@@ -68,6 +68,16 @@ TrtVersion = Annotated[str, typer.Option(help="The TensorRT that shall read that
 CpuIsa = Annotated[
     str, typer.Option(help="The CPU that OpenVINO INT8 is for: vnni, or avx2 (x86 without VNNI).")
 ]
+BuildDrop = Annotated[
+    float | None,
+    typer.Option(
+        help="Keep the fewest layers in high precision that bring the top-1 drop within this; "
+        "0.005 is half a point."
+    ),
+]
+SensitivityImages = Annotated[
+    int, typer.Option(help="How many of the calibration images rank the layers.")
+]
 Seed = Annotated[int, typer.Option(help="Draws the calibration images.")]
 Out = Annotated[Path | None, typer.Option(help="Where to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
@@ -195,6 +205,24 @@ def calibrate(
     method: Method = "auto",
     calib_precision: CalibPrecision = "auto",
     rescale: Rescale = True,
+    sensitivity: Annotated[
+        bool,
+        typer.Option(
+            "--sensitivity", help="Rank layers by the damage that each does when quantized alone."
+        ),
+    ] = False,
+    sensitivity_images: SensitivityImages = 32,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write the ranking as a chart, .svg or .png.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="Of --sensitivity: how layers are quantized.")] = (
+        "ov-int8"
+    ),
+    cpu_isa: CpuIsa = "vnni",
+    weight_rounding: WeightRounding = "gptq",
+    damping: Damping = 0.01,
+    order: Order = "diagonal",
+    bias_correction: BiasCorrection = False,
     seed: Seed = 0,
     emit_trt_cache: EmitTrtCache = False,
     trt_version: TrtVersion = "10.3.0",
@@ -202,12 +230,14 @@ def calibrate(
     force: Force = False,
     json: Json = None,
 ) -> None:
-    """Calibrate: write a table of thresholds that fits any target."""
+    """Calibrate: write a table of thresholds that fits any target, and rank the layers."""
     from vggdeploy import pipeline
 
     results.refuse_overwrite(json, force)
-    result = pipeline.calibrate(_options(context), terminal)
-    for written in filter(None, (result["table"], result["trt_cache"])):
+    result = pipeline.calibrate(_options(context), terminal, rank=sensitivity, plot=plot)
+    if sensitivity:
+        console.show_sensitivity(terminal, result)
+    for written in filter(None, (result["table"], result["trt_cache"], result["plot"])):
         terminal.line(f"wrote {written}", style="bold")
     results.write(result, json)
 
@@ -230,6 +260,8 @@ def build(
     damping: Damping = 0.01,
     order: Order = "diagonal",
     bias_correction: BiasCorrection = False,
+    max_drop: BuildDrop = None,
+    sensitivity_images: SensitivityImages = 32,
     seed: Seed = 0,
     calibration: Calibration = None,
     emit_trt_cache: EmitTrtCache = False,
@@ -371,7 +403,8 @@ def run(
     results.refuse_overwrite(json, force)
     bounds = _bounds(context)
     result, verdicts = pipeline.run(
-        _options(context),
+        # The bound is the gate's: a gate does not change what it judges.
+        dataclasses.replace(_options(context), max_drop=None),
         bounds,
         data=data,
         device=device,

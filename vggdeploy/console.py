@@ -33,6 +33,9 @@ _LOG_SECONDS = 10.0
 _FULL_WIDTH = 96
 """Columns that the whole budget table takes; below, the kind of layer is left out."""
 
+_BAR_WIDTH = 20
+"""Columns of a table's longest bar."""
+
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
@@ -249,8 +252,13 @@ def show_build(
 ) -> None:
     """What a build came to; its stages were told as they ended. A run's verification says most
     cautions again: those are in `without`."""
+    kept = result["mixed"]["kept"] if result["mixed"] else ()
     for name, reason in result["left_in_high_precision"]:
+        if name in kept:  # told with what they cost
+            continue
         terminal.line(f"left in high precision: {name} ({reason})", style="yellow")
+    if result["mixed"]:
+        _show_mixed(terminal, result["mixed"])
     if result["ignored_files"]:
         terminal.line(
             f"ignored in the image folder: {result['ignored_files']} files that are no images"
@@ -267,6 +275,64 @@ def show_build(
         f"{result['engine_bytes'] / 1e6:.2f} MB",
         style="bold",
     )
+
+
+def _show_mixed(terminal: Terminal, mixed: Mapping[str, Any]) -> None:
+    """What was kept in high precision for the bound on the drop, and what that cost."""
+    rows = [
+        ("kept in high precision", ", ".join(mixed["kept"]) or "nothing: INT8 is within the bound"),
+        (
+            "top-1 drop" if mixed["judged"] == "labels" else "top-1 drop at most (1 - agreement)",
+            f"{100 * mixed['drop']:.2f} points of {100 * mixed['max_drop']:.2f} allowed, on "
+            f"{mixed['images']} held-out images",
+        ),
+    ]
+    if mixed["kept"]:
+        rows.append(("of INT8 throughout", f"{100 * mixed['int8_drop']:.2f} points"))
+        rows.append(("MACs in high precision", f"{mixed['kept_macs_share']:.1%}"))
+    if mixed["measured_latency_s"] is not None:
+        slower = mixed["measured_latency_s"] / mixed["int8_latency_s"]
+        rows.append(
+            (
+                "latency",
+                f"{duration(mixed['measured_latency_s'])} measured, {slower:.2f} times INT8's "
+                f"{duration(mixed['int8_latency_s'])}; {duration(mixed['estimated_latency_s'])} "
+                "by the roofline",
+            )
+        )
+    terminal.table(("mixed precision", ""), rows)
+
+
+def show_sensitivity(terminal: Terminal, result: Mapping[str, Any]) -> None:
+    """Every layer with what it does to the scores alone, the worst first.
+
+    The bar is the noise's amplitude beside that of the worst layer.
+    """
+    layers = result["layers"]
+    worst = layers[0]["sqnr_db"]
+    terminal.table(
+        ("layer", "noise", "SQNR", "agreement", "MACs", "weights"),
+        [
+            (
+                layer["name"],
+                bar(10 ** ((worst - layer["sqnr_db"]) / 20)),
+                f"{layer['sqnr_db']:.1f} dB",
+                f"{layer['agreement']:.4f}",
+                f"{layer['macs']:,}",
+                f"{layer['weight_share']:.1%}",
+            )
+            for layer in layers
+        ],
+        f"each layer alone quantized for {result['target']}, "
+        f"{result['sensitivity_images']} calibration images",
+        left=2,
+    )
+
+
+def bar(share: float) -> str:
+    """A bar of `share` of `_BAR_WIDTH` columns, to an eighth of one."""
+    whole, rest = divmod(round(8 * _BAR_WIDTH * min(1.0, max(0.0, share))), 8)
+    return "█" * whole + " ▏▎▍▌▋▊▉"[rest].strip()
 
 
 def show_verify(terminal: Terminal, result: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@
     ├── CalibrationError           statistics that cannot be collected or used
     ├── BundleError                a bundle: missing, altered, of another schema
     ├── ResultError                a result file: missing, unreadable, of another schema
+    ├── BoundError                 exit 1: a bound that a build was to meet and cannot
     ├── RunnerError                a runner: wrong state, name, shape or dtype
     └── MissingError               exit 3: this machine lacks something
 
@@ -86,6 +87,12 @@ class BundleError(VggdeployError):
 
 class ResultError(VggdeployError):
     """A result file that is missing, unreadable or of another schema."""
+
+
+class BoundError(VggdeployError):
+    """A bound that a build was to meet and cannot: what a failed gate is to a verification."""
+
+    exit_code = EXIT_GATE
 
 
 class RunnerError(VggdeployError):

@@ -110,6 +110,14 @@ def write(model: ir.Model, path: Path, *, external: bool) -> None:
         onnx_ir.save(model, path)
 
 
+def write_sharing(model: ir.Model, path: Path) -> None:
+    """Save a graph in the folder that it was read from; weights that lie in a file there stay in
+    that file, and the graph points to it."""
+    import onnx_ir
+
+    onnx_ir.save(model, path)
+
+
 @contextlib.contextmanager
 def quiet(logger: str) -> Iterator[None]:
     """Without a library's warnings and log lines: what matters is said by an error of ours."""

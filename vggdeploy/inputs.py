@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 CALIBRATION_IMAGES = 128
 """How many images calibrate by default."""
+
+JUDGED = 256
+"""Held-out images that a bound on the drop is judged on, or as many as it takes to show it."""
 
 PROBES = 32
 """Probe images in a bundle: 4.8 MB at most, seconds to verify on a small device."""
@@ -50,6 +54,9 @@ class BuildOptions:
             calibration; `calib_images` are kept out of the probes all the same.
         emit_trt_cache: whether the table is written as a TensorRT calibration cache too.
         trt_version: the TensorRT that shall read that.
+        max_drop: the largest top-1 drop against the float network, as a share: layers stay in high
+            precision until it is met; None quantizes all.
+        sensitivity_images: how many of the images that calibrate rank the layers.
         cpu_isa: the CPU that OpenVINO INT8 is built for, a key of `contracts.CPU_WEIGHTS`.
         out: where the bundle goes; ``bundles/<name>-<target>`` when None.
         force: whether another bundle at `out` is replaced.
@@ -74,6 +81,8 @@ class BuildOptions:
     calibration: Path | None = None
     emit_trt_cache: bool = False
     trt_version: str = trt_cache.DEFAULT_VERSION
+    max_drop: float | None = None
+    sensitivity_images: int = 32
     cpu_isa: str = DEFAULT_CPU
     out: Path | None = None
     force: bool = False
@@ -118,19 +127,7 @@ def choose_images(options: BuildOptions, source: Source, store: Cache) -> tuple[
     Raises:
         DatasetError: when there is no folder, or it has fewer images than asked for.
     """
-    ours = source.weights is not None and source.weights.demo
-    if options.calib_data is None and not ours:
-        raise DatasetError(
-            "there are no images to calibrate and to probe with",
-            expected="a folder of some hundred images like those the network will see",
-            fix="give --calib-data DIR",
-        )
-    if options.calib_data in (None, sources.DEMO):
-        everything = sources.demo_images("training", store)
-        spare = sources.demo_images("heldout", store)
-    else:
-        everything = dataset.scan(Path(str(options.calib_data)).expanduser())
-        spare = everything
+    everything, spare = _folders(options, source, store)
     count = options.calib_images
     if count is None:
         # A small folder is shared: at least half of it calibrates, and up to PROBES are kept.
@@ -141,3 +138,67 @@ def choose_images(options: BuildOptions, source: Source, store: Cache) -> tuple[
     if not len(pool):
         pool = chosen
     return chosen, pool.choose(min(PROBES, len(pool)), options.seed)
+
+
+def choose_ranking(options: BuildOptions, calibrating: Dataset) -> Dataset:
+    """The images that rank layers: some of those that calibrate.
+
+    Raises:
+        ConfigError: when none is asked for.
+    """
+    asked = options.sensitivity_images
+    if asked < 1:
+        raise ConfigError(
+            "--sensitivity-images is wrong", got=asked, expected="1 or more", fix="mend the value"
+        )
+    return calibrating.choose(min(asked, len(calibrating)), options.seed)
+
+
+def choose_judged(
+    options: BuildOptions, source: Source, store: Cache, calibrating: Dataset
+) -> Dataset | None:
+    """The held-out images that ``max_drop`` is judged on; None without that bound.
+
+    They are images of the calibration folder that do not calibrate, or the demo's held-out digits.
+
+    Raises:
+        ConfigError: for a bound that is no share above 0.
+        DatasetError: when they are too few to show a drop as small as the bound.
+    """
+    bound = options.max_drop
+    if bound is None:
+        return None
+    if not 0 < bound <= 1:
+        raise ConfigError(
+            "--max-drop of a build is wrong",
+            got=bound,
+            expected="a share above 0 and at most 1; no number of images shows a drop of nothing",
+            fix="divide percent by 100",
+        )
+    _, spare = _folders(options, source, store)
+    pool = spare.without(calibrating)
+    # One image of n is a drop of 1/n; rounded, since 1 / 0.07 is not 100 / 7 to the last bit.
+    least = math.ceil(round(1 / bound, 6))
+    if len(pool) < least:
+        raise DatasetError(
+            f"too few images are held out of calibration to show a top-1 drop of {bound:g}",
+            got=f"{len(pool)} of {len(spare)} in {spare.root}",
+            expected=f"{least} or more",
+            fix="add images, calibrate on fewer with --calib-images, or allow a larger --max-drop",
+        )
+    return pool.choose(min(len(pool), max(least, JUDGED)), options.seed)
+
+
+def _folders(options: BuildOptions, source: Source, store: Cache) -> tuple[Dataset, Dataset]:
+    """The images that calibration draws from, and those that may be held out."""
+    ours = source.weights is not None and source.weights.demo
+    if options.calib_data is None and not ours:
+        raise DatasetError(
+            "there are no images to calibrate and to probe with",
+            expected="a folder of some hundred images like those the network will see",
+            fix="give --calib-data DIR",
+        )
+    if options.calib_data in (None, sources.DEMO):
+        return sources.demo_images("training", store), sources.demo_images("heldout", store)
+    everything = dataset.scan(Path(str(options.calib_data)).expanduser())
+    return everything, everything

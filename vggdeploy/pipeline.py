@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,10 @@ from vggdeploy import (
     calibration_file,
     dataset,
     gates,
+    mixed,
+    plots,
     results,
+    sensitivity,
     sources,
     verification,
 )
@@ -48,23 +52,31 @@ def build(
     Returns:
         ``bundle``, ``target``, ``digest``, ``engine_bytes``, ``stages``, ``unchanged`` (the same
         bundle was there already), ``left_in_high_precision``, ``calibration_images`` (None where a
-        given calibration does not say), ``ignored_files``, ``trt_cache`` and ``cautions``.
+        given calibration does not say), ``ignored_files``, ``trt_cache``, ``cautions``, and
+        ``mixed`` (None without a bound on the drop, else see `mixed.report`).
 
     Raises:
         VggdeployError: one of its kinds; nothing half-written is left.
     """
     job = building.Build(options, reporter or Silent())
     graph = job.export()
-    table = quantized = None
+    table = quantized = said = choice = None
+    kept: tuple[str, ...] = ()
     if job.dialect is not None:
         if job.given is not None:
             table = job.adopt(graph, job.given)
         else:
             table = job.calibrate(graph, job.collect(graph))
         rounded = job.round(graph, table, job.dialect)
-        quantized = job.quantize(graph, table, rounded, job.dialect)
+        if job.judged is not None:
+            choice = mixed.choose(job, graph, table, rounded, job.dialect)
+            kept = choice.kept
+        quantized = job.quantize(graph, table, rounded, job.dialect, kept)
+        if choice is not None:
+            whole = functools.partial(job.quantize, graph, table, rounded, job.dialect)
+            said = mixed.report(job, choice, graph, quantized, whole)
     engine = job.compile(quantized or graph)
-    made = building.Made(graph, table, quantized, engine, job.reference())
+    made = building.Made(graph, table, quantized, engine, job.reference(), kept)
     opened = job.write(made)
     calibration = building.load_table(table)
     return {
@@ -83,6 +95,7 @@ def build(
             *calibration_file.cautions(calibration, options.calibration),
             *job.target.cautions(opened, RunOptions(device=device)),
         ],
+        "mixed": said,
     }
 
 
@@ -112,12 +125,37 @@ def export_graph(options: BuildOptions, reporter: Reporter | None = None) -> dic
     }
 
 
-def calibrate(options: BuildOptions, reporter: Reporter | None = None) -> dict[str, Any]:
+def calibrate(
+    options: BuildOptions,
+    reporter: Reporter | None = None,
+    *,
+    rank: bool = False,
+    plot: Path | None = None,
+) -> dict[str, Any]:
     """Calibrate alone: write the table, which fits any target, to the file ``options.out``.
+
+    Args:
+        options: what to calibrate; its target counts for a ranking alone.
+        reporter: told the progress.
+        rank: whether layers are ranked by the damage that each does when it alone is quantized
+            for the target.
+        plot: a chart of that ranking, .svg or .png.
+
+    Returns:
+        ``table``, ``trt_cache``, ``calibration_images``, ``ignored_files`` and ``stages``; with
+        `rank`, of the kind ``sensitivity``, also ``target``, ``sensitivity_images`` and ``layers``,
+        the most damaging first (`sensitivity.LayerDamage`).
 
     Raises:
         VggdeployError: one of its kinds; nothing half-written is left.
     """
+    if plot is not None:
+        if not rank:
+            raise ConfigError(
+                "--plot shows what --sensitivity finds", got=plot, fix="give --sensitivity too"
+            )
+        plots.check(plot, options.force)
+    dialect = sensitivity.dialect(options) if rank else None
     job = building.Calibration(options, reporter or Silent())
     out = options.out or Path(f"{job.source.name}-{bundle.CALIBRATION}")
     _refuse(out, options.force)
@@ -133,9 +171,16 @@ def calibrate(options: BuildOptions, reporter: Reporter | None = None) -> dict[s
     table = job.calibrate(graph, job.collect(graph))
     if cache is not None:
         job.write_trt_cache(graph, table, cache)
+    found: dict[str, Any] = {"kind": "calibrate"}
+    if dialect is not None:
+        entry = sensitivity.stage(job, graph, table, job.round(graph, table, dialect), dialect)
+        found = sensitivity.to_json(sensitivity.load(entry), job.ranking, options.target)
     atomic.write_text(out, (table.path / bundle.CALIBRATION).read_text(encoding="utf-8"))
+    if plot is not None:
+        plots.sensitivity(found, plot)
     return {
-        "kind": "calibrate",
+        **found,
+        "plot": str(plot) if plot else None,
         "table": str(out),
         "trt_cache": str(cache) if cache else None,
         "calibration_images": len(job.images),

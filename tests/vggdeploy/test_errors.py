@@ -12,6 +12,7 @@ KINDS = [
     errors.CalibrationError,
     errors.BundleError,
     errors.ResultError,
+    errors.BoundError,
     errors.RunnerError,
     errors.MissingError,
 ]
@@ -50,9 +51,10 @@ def test_a_vendors_many_lines_become_one():
     assert len(str(error).splitlines()) == 1
 
 
-def test_only_a_missing_thing_ends_in_3():
+def test_only_a_missing_thing_ends_in_3_and_a_bound_in_1():
+    codes = {errors.MissingError: 3, errors.BoundError: 1}
     assert {kind.__name__: kind.exit_code for kind in KINDS} == {
-        kind.__name__: 3 if kind is errors.MissingError else 2 for kind in KINDS
+        kind.__name__: codes.get(kind, 2) for kind in KINDS
     }
     assert (errors.EXIT_OK, errors.EXIT_GATE) == (0, 1)
     assert errors.VggdeployError.exit_code == errors.EXIT_INPUT == 2
