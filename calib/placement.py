@@ -1,9 +1,10 @@
 """Where Q/DQ pairs go: which tensors are quantized, and which reads of them see the result.
 
 Every convolution and matrix product with constant weights reads 8 bits, but for those that are to
-stay in high precision. Between a ReLU and the next of these there may be operators that only move or select values; the pair goes in front of
-them, so that a max pool runs on 8 bits and the next layer reuses its scale with no second
-quantize. Nothing is quantized on the way out: the scores stay as they are.
+stay in high precision. Between a ReLU and the next of these there may be operators that only move
+or select values; the pair goes in front of them, so that a max pool runs on 8 bits and the next
+layer reuses its scale with no second quantize. Nothing is quantized on the way out: the scores stay
+as they are.
 """
 
 from __future__ import annotations
