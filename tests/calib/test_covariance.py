@@ -149,9 +149,7 @@ def test_patches_are_what_the_convolution_multiplies() -> None:
     """Against another implementation: patches times weights are the layer's outputs."""
     reference = pytest.importorskip("onnx.reference")
     helper = pytest.importorskip("onnx.helper")
-    layer = convolution(
-        3, (3, 2), (0, 1, 2, 3), strides=(2, 1), dilations=(1, 2)
-    )
+    layer = convolution(3, (3, 2), (0, 1, 2, 3), strides=(2, 1), dilations=(1, 2))
     x, weight = values(2, 3, 9, 8), values(3, 5, 3, 3, 2)
     node = helper.make_node(
         "Conv", ["x", "w"], ["y"], strides=layer.strides, dilations=layer.dilations,

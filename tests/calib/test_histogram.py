@@ -257,7 +257,9 @@ def test_error_is_the_integral_over_even_bins(levels: int, ratio: float) -> None
     found = observed(rng.lognormal(0, 1, 60).astype(np.float32)).magnitudes()
     threshold = ratio * found.amax
     # 20,000 points see a step's corners to within a few in a million of a bin's error.
-    assert found.error(threshold, levels) == pytest.approx(brute(found, threshold, levels), rel=1e-4)
+    assert found.error(threshold, levels) == pytest.approx(
+        brute(found, threshold, levels), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])

@@ -142,9 +142,7 @@ def test_strongly_correlated_inputs_gain_much() -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("block", [1, 7, 64, 10_000])
-def test_blocks_make_no_difference(
-    block: int, order: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_make_no_difference(block: int, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, covariance = weights(4, 10, 300), moments(inputs(4, 300))
     scales = scales_of(weight, 127)
     whole = round_second_order(weight, scales, covariance, INT8, order=order)
@@ -214,7 +212,9 @@ def test_orders_are_what_they_say() -> None:
     scales = scales_of(weight, 7)
     plain = nearest(weight, scales, (-7, 7))
     same = {
-        order: (round_second_order(weight, scales, covariance, (-7, 7), order=order) == plain).all(0)
+        order: (round_second_order(weight, scales, covariance, (-7, 7), order=order) == plain).all(
+            0
+        )
         for order in ORDERS
     }
     assert np.argmax(np.diagonal(covariance)) == 5
