@@ -24,7 +24,9 @@ pytest.importorskip("openvino")
 pytest.importorskip("torch")
 
 
-@pytest.mark.parametrize("stage", ["collect", "calibrate", "round", "quantize", "compile", "reference"])
+@pytest.mark.parametrize(
+    "stage", ["collect", "calibrate", "round", "quantize", "compile", "reference"]
+)
 def test_damaged_cache_entry_heals(
     tiny: Options,
     tiny_bundle: Path,
