@@ -52,7 +52,9 @@ def meant(
 
     def rounded(point: Any) -> Any:
         kind = dialect.activation(point.nonnegative)
-        scale = in_precision(table.tensors[point.name].thresholds[kind.dtype] / kind.qmax, dialect)
+        entry = table.tensors[point.name]
+        thresholds = entry.rescaled.thresholds if entry.rescaled else entry.thresholds
+        scale = in_precision(thresholds[kind.dtype] / kind.qmax, dialect)
 
         def edit(x: Array) -> Array:
             integers.append(np.clip(np.rint(x / scale), kind.qmin, kind.qmax))
@@ -64,22 +66,45 @@ def meant(
     edits = {point.name: rounded(point) for point in built.points}
     for node, weight in zip(weighted(graph), weights, strict=True):
         edits[node.inputs[1]] = lambda _, weight=weight: weight
+    outputs, _ = _factors(built, table)
     for name in graph.constants:
         if name.endswith(".bias"):
-            edits[name] = lambda bias: in_precision(bias, dialect, smallest=False)
+            factors = outputs.get(name.removesuffix(".bias"), 1.0)
+            edits[name] = lambda bias, factors=factors: in_precision(
+                bias * factors, dialect, smallest=False
+            )
     return integers, graph.run(image, edits)[graph.output]
 
 
-def weight_faults(built: Built, dialect: Dialect, quantized: float64.Graph) -> list[str]:
+def _factors(built: Built, table: CalibrationTable) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What a layer's outputs are multiplied by, and what its inputs, by its name."""
+    outputs, inputs = {}, {}
+    for link in built.rescalable:
+        entry = table.tensors[link.point].rescaled
+        if entry is not None:
+            outputs[link.maker] = np.array(entry.factors)
+            inputs[link.reader] = np.repeat(entry.factors, link.places)
+    return outputs, inputs
+
+
+def weight_faults(
+    built: Built, table: CalibrationTable, dialect: Dialect, quantized: float64.Graph
+) -> list[str]:
     """What is wrong with the quantized weights: integers out of range, a scale that is not the
     channel's largest magnitude over the largest integer, a value more than half a step off."""
     faults = []
+    outputs, inputs = _factors(built, table)
     plain = float64.Graph(built.model)
     values = quantized.run(built.image)
     makers = {node.output: node for node in quantized.nodes}
     for before, after in zip(weighted(plain), weighted(quantized), strict=True):
         weight = plain.constants[before.inputs[1]]
         axis = 0 if before.operator == "Conv" or before.attributes.get("transB", 0) else 1
+        for place, factors in ((axis, outputs), (1 - axis, {n: 1 / f for n, f in inputs.items()})):
+            own = np.asarray(factors.get(before.inputs[1].removesuffix(".weight"), 1.0))
+            sides = [1] * weight.ndim
+            sides[place] = own.size
+            weight = weight * own.reshape(sides)
         over = tuple(place for place in range(weight.ndim) if place != axis)
         amax = np.abs(weight).max(over, keepdims=True)
         step = in_precision(amax / dialect.weight.qmax, dialect)

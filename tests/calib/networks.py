@@ -14,7 +14,7 @@ from hypothesis import strategies
 
 from vggdeploy.calib import CalibrationTable, Statistics, calibrate, quantize
 from vggdeploy.calib.histogram import Histogram
-from vggdeploy.calib.table import TensorRange
+from vggdeploy.calib.table import Rescaled, TensorRange
 from vggdeploy.contracts import CPU_WEIGHTS, DIALECTS
 
 if TYPE_CHECKING:
@@ -37,9 +37,10 @@ IMAGE_STEP = 2.0**-5
 """The image holds multiples of half of it, so that with this scale every other pixel is a tie."""
 
 METHODS = ("minmax", "mse", "percentile")  # entropy chooses as these do, and takes its time
-RANGES = (*METHODS, "clipped", "powers of two")
+RANGES = (*METHODS, "clipped", "powers of two", "rescaled")
 """How thresholds are chosen: calibrated; six tenths of the largest, so that much saturates; or so
-that every scale is a power of two."""
+that every scale is a power of two; or of channels that are multiplied by powers of two where they
+can be."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,25 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Rescalable:
+    """A ReLU's output whose channels can be multiplied, and the layers on its two sides.
+
+    Attributes:
+        point: the tensor.
+        maker: the layer whose outputs are multiplied.
+        reader: the layer whose inputs are divided.
+        channels: of the tensor.
+        places: of the reader's inputs that a channel has; 1 in front of a convolution.
+    """
+
+    point: str
+    maker: str
+    reader: str
+    channels: int
+    places: int
+
+
+@dataclass(frozen=True)
 class Built:
     """A network as a float graph.
 
@@ -107,6 +127,7 @@ class Built:
     points: tuple[Point, ...]
     pools: tuple[str, ...]
     image: NDArray[np.float32]
+    rescalable: tuple[Rescalable, ...] = ()
 
 
 POOLS = {
@@ -182,8 +203,11 @@ def build(network: Network) -> Built:
     if network.channels_last:
         make.node("Transpose", "chw", perm=[0, 3, 1, 2])
     width, side = 3, network.side
+    rescalable = []
     for index, layer in enumerate(network.convolutions):
         name = f"c{index}"
+        if make.relu:
+            rescalable.append(Rescalable(make.relu, f"c{index - 1}", name, width, 1))
         names = make.weighted(layer, name, (layer.width, width, layer.kernel, layer.kernel))
         pad = layer.kernel // 2 if side < 3 else min(layer.pad, layer.kernel // 2)
         make.node("Conv", name, *names, pads=[pad] * 4, strides=[layer.stride] * 2)
@@ -197,6 +221,9 @@ def build(network: Network) -> Built:
     if network.bridge == "GlobalAveragePool":
         make.node("GlobalAveragePool", "average")
         make.relu, side = "", 1
+    if make.relu:
+        before = f"c{len(network.convolutions) - 1}"
+        rescalable.append(Rescalable(make.relu, before, "f0", width, side * side))
     if network.bridge == "Reshape":
         size = width * side * side
         make.node("Reshape", "flat", make.constant("shape", np.array([-1, size], np.int64)))
@@ -226,7 +253,7 @@ def build(network: Network) -> Built:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     whole_model = onnx.shape_inference.infer_shapes(model)
-    return Built(whole_model, tuple(make.points), tuple(make.pools), image)
+    return Built(whole_model, tuple(make.points), tuple(make.pools), image, tuple(rescalable))
 
 
 def table_of(built: Built, ranges: str) -> CalibrationTable:
@@ -241,6 +268,7 @@ def table_of(built: Built, ranges: str) -> CalibrationTable:
         signs = {point.name: point.nonnegative for point in built.points}
         return calibrate(Statistics(len(built.image), seen), signs, ranges, {})
     tensors = {}
+    changes = _changes(built, values) if ranges == "rescaled" else {}
     for point in built.points:
         largest = amax[point.name] or 1.0
         thresholds = {}
@@ -250,8 +278,22 @@ def table_of(built: Built, ranges: str) -> CalibrationTable:
         if not point.nonnegative:
             del thresholds["uint8"]
         low = float(values[point.name].min())
-        tensors[point.name] = TensorRange(low, largest, thresholds, ranges)
+        change = changes.get(point.name)
+        tensors[point.name] = TensorRange(low, largest, thresholds, ranges, change)
     return CalibrationTable(tensors, {})
+
+
+def _changes(built: Built, values: dict[str, Array]) -> dict[str, Rescaled]:
+    """Powers of two, so that nothing else is rounded for it, and a threshold that clips."""
+    rng, found = np.random.default_rng(1), {}
+    for link in built.rescalable:
+        factors = 2.0 ** rng.integers(0, 5, link.channels)
+        amax = np.abs(values[link.point]).max((0, 2, 3)) * factors
+        threshold = 0.8 * float(amax.max()) or 1.0
+        found[link.point] = Rescaled(
+            tuple(factors.tolist()), {"int8": threshold, "uint8": threshold}
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ MOVES = ("MaxPool", "Flatten", "Reshape")
 def test_graph_means_what_was_intended(form: str, network: Network) -> None:
     """Exactly: the same integers at every point, and scores to float64's rounding."""
     with quantized(network, FORMS[form]) as case:
-        assert intent.weight_faults(case.built, FORMS[form], case.graph) == []
+        assert intent.weight_faults(case.built, case.table, FORMS[form], case.graph) == []
         values = case.graph.run(case.built.image)
         weights = [values[node.inputs[1]] for node in intent.weighted(case.graph)]
         integers, scores = intent.meant(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vggdeploy.calib.quantize import round_weights
+from vggdeploy.calib.weights import Factors, round_weights
 from vggdeploy.contracts import INT8_NARROW
 
 DTYPES = ("float32", "float16")
@@ -122,3 +122,25 @@ def test_scales_are_normal_numbers(scale_dtype: str) -> None:
     integers, scales = round_weights(weight, 0, INT8_NARROW, scale_dtype)
     assert scales[0] == np.finfo(scale_dtype).tiny
     assert not integers[0].any()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("elements", [7, 1 << 20])
+@pytest.mark.parametrize("places", [1, 4])
+def test_channels_are_rescaled_before_they_are_rounded(
+    axis: int, elements: int, places: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs multiplied, inputs divided; several columns an input in front of a convolution."""
+    rng = np.random.default_rng(1)
+    weight = rng.standard_normal((6, 3 * places)).astype(np.float32)
+    factors = Factors(
+        rng.uniform(1, 9, 6).astype(np.float32), rng.uniform(1, 9, 3).astype(np.float32)
+    )
+    expected = weight * np.float64(factors.outputs)[:, None]
+    expected /= np.repeat(np.float64(factors.inputs), places)
+    monkeypatch.setattr(sys.modules[round_weights.__module__], "_BLOCK_ELEMENTS", elements)
+    given_as = weight.T if axis else weight
+    integers, scales = round_weights(given_as, axis, INT8_NARROW, "float32", factors=factors)
+    np.testing.assert_allclose(scales, np.abs(expected).max(1) / 127, rtol=1e-6)
+    steps = expected / scales[:, None]
+    assert (np.abs((integers.T if axis else integers) - steps) <= 0.5 + 1e-4).all()

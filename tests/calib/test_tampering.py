@@ -211,5 +211,5 @@ def test_wrong_graph_is_not_what_was_intended(
         names = [node.output for node in intent.quantizers(case.graph)]
         as_meant = [np.array_equal(values[n], i) for n, i in zip(names, integers, strict=True)]
         same_scores = np.allclose(values["scores"], scores, rtol=1e-10, atol=1e-12)
-        faults = intent.weight_faults(case.built, dialect, graph)
+        faults = intent.weight_faults(case.built, case.table, dialect, graph)
         assert faults or not all(as_meant) or not same_scores
