@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vggdeploy.calib import second_order
-from vggdeploy.calib.second_order import ORDERS, round_second_order
+from vggdeploy.calib.second_order import ORDERS, round_by_covariance
 from vggdeploy.errors import CalibrationError
 
 INT8 = (-127, 127)
@@ -89,7 +89,7 @@ def test_without_correlation_it_is_rounding_to_nearest(
     scales = scales_of(weight, levels)
     diagonal = np.diag(np.random.default_rng(seed).uniform(0.1, 9, columns).astype(np.float32))
     for covariance in (np.eye(columns, dtype=np.float32), diagonal):
-        found = round_second_order(weight, scales, covariance, (-levels, levels), order=order)
+        found = round_by_covariance(weight, scales, covariance, (-levels, levels), order=order)
         assert found.dtype == np.int8
         np.testing.assert_array_equal(found, nearest(weight, scales, (-levels, levels)))
 
@@ -102,7 +102,7 @@ def test_it_is_the_papers(seed: int, levels: int, damping: float, order: str) ->
     columns = (5, 24, 60, 150, 300)[seed]  # less than a block, and more than two
     weight, covariance = weights(seed, 8, columns), moments(inputs(seed, columns))
     scales, limits = scales_of(weight, levels), (-levels, levels)
-    found = round_second_order(weight, scales, covariance, limits, damping=damping, order=order)
+    found = round_by_covariance(weight, scales, covariance, limits, damping=damping, order=order)
     steps = np.repeat(scales[:, None].astype(np.float64), columns, 1)
     expected = textbook(weight, steps, covariance, limits, damping, order)
     # float32 decides a tie otherwise once in some ten thousand times, and what comes after follows.
@@ -120,7 +120,7 @@ def test_cost_is_no_more_than_that_of_rounding_to_nearest(
     """Of 16 rows together: a single one may be unlucky."""
     weight, covariance = weights(seed, 16, 24), moments(inputs(seed, 24, mixing=mixing))
     scales, limits = scales_of(weight, levels), (-levels, levels)
-    found = round_second_order(weight, scales, covariance, limits)
+    found = round_by_covariance(weight, scales, covariance, limits)
     plain = nearest(weight, scales, limits)
     ours, theirs = (cost(weight, q * scales[:, None], covariance) for q in (found, plain))
     assert ours <= theirs * 1.02
@@ -131,7 +131,7 @@ def test_cost_is_no_more_than_that_of_rounding_to_nearest(
 def test_strongly_correlated_inputs_gain_much() -> None:
     weight, covariance = weights(3, 32, 64), moments(inputs(3, 64, samples=20))
     scales = scales_of(weight, 127)
-    found = round_second_order(weight, scales, covariance, INT8)
+    found = round_by_covariance(weight, scales, covariance, INT8)
     ours, theirs = (
         cost(weight, q * scales[:, None], covariance)
         for q in (found, nearest(weight, scales, INT8))
@@ -145,9 +145,9 @@ def test_strongly_correlated_inputs_gain_much() -> None:
 def test_blocks_make_no_difference(block: int, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, covariance = weights(4, 10, 300), moments(inputs(4, 300))
     scales = scales_of(weight, 127)
-    whole = round_second_order(weight, scales, covariance, INT8, order=order)
+    whole = round_by_covariance(weight, scales, covariance, INT8, order=order)
     monkeypatch.setattr(second_order, "_BLOCK", block)
-    parts = round_second_order(weight, scales, covariance, INT8, order=order)
+    parts = round_by_covariance(weight, scales, covariance, INT8, order=order)
     # Sums in another order: a tie may fall otherwise, and take its row with it.
     assert (whole == parts).all(1).sum() >= 9
 
@@ -159,7 +159,7 @@ def test_groups_have_scales_of_their_own(order: str, dtype: str) -> None:
     weight, covariance = weights(5, 6, 64), moments(inputs(5, 64))
     scales = (np.abs(weight).reshape(6, 4, 16).max(2) / 6).astype(dtype)
     scales[2, 1] *= -1
-    found = round_second_order(weight, scales, covariance, (-8, 7), order=order)
+    found = round_by_covariance(weight, scales, covariance, (-8, 7), order=order)
     steps = np.repeat(scales.astype(np.float64), 16, axis=1)
     expected = textbook(weight, steps, covariance, (-8, 7), 0.01, order)
     assert found.min() >= -8
@@ -171,7 +171,7 @@ def test_what_is_clipped_is_made_good_for() -> None:
     """A weight of twice what its step can hold, next to one that reads the same input."""
     covariance = np.float32([[1, 1], [1, 1.0001]])
     weight, scales = np.float32([[0.0, 20.0]]), np.float32([1.0])
-    found = round_second_order(weight, scales, covariance, (-10, 10), damping=1e-4)
+    found = round_by_covariance(weight, scales, covariance, (-10, 10), damping=1e-4)
     assert found.tolist() == [[10, 10]]
 
 
@@ -181,7 +181,7 @@ def test_damping_makes_a_singular_covariance_work(order: str) -> None:
     scales = scales_of(weight, 127)
     one = inputs(6, 32, samples=1)
     for covariance in (moments(one), np.zeros((32, 32), np.float32)):
-        found = round_second_order(weight, scales, covariance, INT8, order=order)
+        found = round_by_covariance(weight, scales, covariance, INT8, order=order)
         ours, theirs = (
             cost(weight, q * scales[:, None], covariance)
             for q in (found, nearest(weight, scales, INT8))
@@ -196,10 +196,10 @@ def test_inputs_that_are_always_zero_are_rounded_to_nearest(order: str) -> None:
     x[:, [3, 11]] = 0
     weight = weights(7, 5, 20)
     scales = scales_of(weight, 127)
-    found = round_second_order(weight, scales, moments(x), INT8, order=order)
+    found = round_by_covariance(weight, scales, moments(x), INT8, order=order)
     dead = [3, 11]
     np.testing.assert_array_equal(found[:, dead], nearest(weight, scales, INT8)[:, dead])
-    nothing = round_second_order(weight, scales, np.zeros((20, 20), np.float32), INT8, order=order)
+    nothing = round_by_covariance(weight, scales, np.zeros((20, 20), np.float32), INT8, order=order)
     np.testing.assert_array_equal(nothing, nearest(weight, scales, INT8))
 
 
@@ -212,7 +212,7 @@ def test_orders_are_what_they_say() -> None:
     scales = scales_of(weight, 7)
     plain = nearest(weight, scales, (-7, 7))
     same = {
-        order: (round_second_order(weight, scales, covariance, (-7, 7), order=order) == plain).all(
+        order: (round_by_covariance(weight, scales, covariance, (-7, 7), order=order) == plain).all(
             0
         )
         for order in ORDERS
@@ -229,14 +229,51 @@ def test_covariance_that_is_not_finite_is_refused(bad: float) -> None:
     covariance = np.eye(4, dtype=np.float32)
     covariance[2, 2] = bad
     with pytest.raises(CalibrationError, match=r"inputs of c3\.weight is not finite"):
-        round_second_order(weights(9, 2, 4), np.ones(2), covariance, INT8, name="c3.weight")
+        round_by_covariance(weights(9, 2, 4), np.ones(2), covariance, INT8, name="c3.weight")
 
 
 def test_damping_that_does_not_do_is_named() -> None:
     """A matrix that is no covariance but for rounding, which damping is there to outweigh."""
     covariance = np.float32([[1, 1 + 1e-6], [1 + 1e-6, 1]])
     with pytest.raises(CalibrationError, match=r"c3\.weight.*damping 1e-09.*larger --damping"):
-        round_second_order(
+        round_by_covariance(
             weights(9, 2, 2), np.ones(2), covariance, INT8, damping=1e-9, name="c3.weight"
         )
-    round_second_order(weights(9, 2, 2), np.ones(2), covariance, INT8)
+    round_by_covariance(weights(9, 2, 2), np.ones(2), covariance, INT8)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("columns", [7, 130, 400])
+@pytest.mark.parametrize("samples", [1, 12, 90])
+def test_samples_give_what_their_matrix_gives(samples: int, columns: int, order: str) -> None:
+    """Fewer samples than inputs, and more; less than a block, and several."""
+    x = inputs(samples, columns, samples).astype(np.float32)
+    weight = weights(3, 6, columns)
+    scales = scales_of(weight, 127)
+    matrix = x.T.astype(np.float64) @ x / samples
+    whole = round_by_covariance(weight, scales, matrix, INT8, order=order)
+    found = second_order.round_by_samples(weight, scales, x, INT8, order=order)
+    rows = (found == whole).all(1)  # a tie in float32 may be decided otherwise
+    assert rows.mean() >= 5 / 6
+    assert cost(weight, found * scales[:, None], matrix) <= 1.05 * cost(
+        weight, whole * scales[:, None], matrix
+    )
+
+
+def test_samples_with_groups_and_divisors() -> None:
+    columns, samples = 256, 40
+    x, weight = inputs(5, columns, samples).astype(np.float32), weights(6, 4, columns)
+    divisors = np.random.default_rng(7).uniform(0.5, 4, columns).astype(np.float32)
+    scales = np.random.default_rng(8).uniform(0.2, 0.5, (4, 8)).astype(np.float32)
+    found = second_order.round_by_samples(weight, scales, x, (-8, 7), divisors=divisors)
+    plain = second_order.round_by_samples(weight / divisors, scales, x, (-8, 7))
+    np.testing.assert_array_equal(found, plain)
+    matrix = x.T.astype(np.float64) @ x / samples
+    whole = round_by_covariance(weight / divisors, scales, matrix, (-8, 7))
+    assert (found == whole).mean() > 0.9
+
+
+def test_samples_that_are_not_finite_are_named() -> None:
+    x = np.full((3, 4), np.inf, np.float32)
+    with pytest.raises(CalibrationError, match=r"fc\.weight is not finite"):
+        second_order.round_by_samples(weights(1, 2, 4), np.ones(2), x, INT8, name="fc.weight")
