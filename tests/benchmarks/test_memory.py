@@ -23,9 +23,11 @@ MODEL = 553_000_000
 
 
 def test_vggs_of_onnxruntimes_entropy() -> None:
-    # Measured: 6.4 GB for 32 images, 10.8 GB for 64; so in 6.4 GB and the share kept free, 32.
-    assert memory.affordable(64, VGG16, MODEL, int(6.7e9 / 0.8))[0] == pytest.approx(32, abs=1)
-    assert memory.affordable(64, VGG16, MODEL, int(11.3e9 / 0.8)) == (64, "")
+    # What was measured with so many images is less than what is planned with, by 1 GB at most.
+    for images, measured in ((8, 3.7e9), (32, 6.4e9), (64, 10.8e9)):
+        assert memory.affordable(64, VGG16, MODEL, int(measured / 0.8))[0] < images
+        assert memory.affordable(64, VGG16, MODEL, int((measured + 1e9) / 0.8))[0] >= images
+    assert memory.affordable(64, VGG16, MODEL, int(11.8e9 / 0.8)) == (64, "")
     assert memory.affordable(64, VGG16, MODEL, None) == (64, "")
 
 
@@ -34,21 +36,26 @@ def test_what_is_taken_fits_and_one_more_would_not(wanted: int, free: int) -> No
     count, why = memory.affordable(wanted, VGG16, MODEL, free)
     each = VGG16.total + 2 * VGG16.largest
     assert 1 <= count <= wanted
-    assert 4 * MODEL + count * each <= 0.8 * free
+    fixed = 500_000_000 + 4 * MODEL
+    assert fixed + count * each <= 0.8 * free
     assert (count < wanted) == bool(why)
     if why:
-        assert 4 * MODEL + (count + 1) * each > 0.8 * free
+        assert fixed + (count + 1) * each > 0.8 * free
         assert f"{free / 1e9:.1f} GB" in why
 
 
 def test_no_room_for_one() -> None:
-    with pytest.raises(MissingError, match=r"2\.0 GB available, expected 2\.9 GB"):
+    with pytest.raises(MissingError, match=r"2\.0 GB available, expected 3\.6 GB"):
         memory.affordable(8, VGG16, MODEL, 2_000_000_000)
 
 
 def test_activations_of_a_graph(small_graph: Callable[..., Any], tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    onnx.save(small_graph(), tmp_path / "small.onnx")
+    model = small_graph()
+    # Old graphs list their weights as inputs.
+    weight = onnx.helper.make_tensor_value_info("f0.weight", onnx.TensorProto.FLOAT, [24, 1024])
+    model.graph.input.insert(0, weight)
+    onnx.save(model, tmp_path / "small.onnx")
     found = memory.activations(tmp_path / "small.onnx")
     wide, half = 8 * 32 * 32, 16 * 16 * 16
     values = [3 * 32 * 32, *[wide] * 4, 8 * 16 * 16, half, half, 16 * 8 * 8, 1024, 24, 24, 10]

@@ -17,10 +17,12 @@ from vggdeploy import cli, results, sources
 from vggdeploy.benchmarks import children, judging, peers, rows
 from vggdeploy.benchmarks.children import Outcome
 from vggdeploy.benchmarks.rows import Row
+from vggdeploy.cache import Cache, Entry
 from vggdeploy.console import Terminal
 from vggdeploy.contracts import Runner, TensorSpec
 from vggdeploy.dataset import scan
 from vggdeploy.errors import ConfigError, DatasetError
+from vggdeploy.preprocess import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,6 +140,37 @@ def test_none_that_calibrates_judges(digits_folder: Path, tmp_path: Path) -> Non
         assert names.isdisjoint(sample.path for sample in calibration.samples)
     with pytest.raises(DatasetError, match="none is left"):
         peers.held_out(source, None, scan(digits_folder), None)  # type: ignore[arg-type]
+
+
+def test_judged_as_defined_and_as_it_runs_here(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    reference = np.array([[[3.0], [4.0]], [[4.0], [3.0]]], np.float32)  # features of two images
+    np.save(tmp_path / sources.SCORES, reference)
+    entry = Entry(tmp_path, "", cached=True)
+    monkeypatch.setattr(sources, "scores", lambda *arguments: entry)
+    asked: list[tuple[str, str]] = []
+
+    def scores(target: Any, graph: Path, *others: Any) -> Any:
+        asked.append((target.name, graph.name))
+        flat = reference.reshape(2, 2)
+        # An error of 0.5 in 5 is 20 dB; the other way round is another largest output.
+        return flat + np.eye(2) / 2 if target.name == "ov-fp32" else flat[:, ::-1]
+
+    monkeypatch.setattr(judging, "scores", scores)
+    source = sources.Source(None, tmp_path, "", PRESETS["unit"])
+    judge = peers.Judge(source, scan(digits_folder), Cache(tmp_path), Terminal())
+    made = Outcome("model.onnx", "model.xml")
+    row = judge.judge(Row("ov-int8-w4"), made)
+    assert asked == [("ov-fp32", "model.onnx"), ("ov-int8-w4", "model.xml")]
+    assert (row.sqnr_db, row.agreement) == (pytest.approx(20), 1.0)
+    assert (row.sqnr_db_here, row.agreement_here) == (pytest.approx(10 * np.log10(12.5)), 0.0)
+    judge.judge(Row("ort-minmax"), replace(made, engine="model.onnx"))
+    assert asked[3] == ("ov-int8", "model.onnx")
+    graph_alone = judge.judge(Row("tensorrt-dialect"), replace(made, engine=""))
+    assert len(asked) == 5
+    assert (graph_alone.sqnr_db, graph_alone.sqnr_db_here) == (pytest.approx(20), None)
 
 
 class Told(Runner):
