@@ -62,28 +62,6 @@ def latency(
     return samples
 
 
-def interleaved(
-    runners: Sequence[Runner], batch: Batch, effort: Effort, clock: Clock = time.perf_counter
-) -> list[list[float]]:
-    """Seconds of queries of several runners, one of each in turn, so that a drift of the machine
-    touches all alike; the order turns too: what runs second finds the caches as the first left
-    them. `effort` is for all of them together, its queries for each.
-    """
-    samples: list[list[float]] = [[] for _ in runners]
-    turn, begin = -WARMUP_QUERIES, clock()
-    while turn < effort.queries or clock() - begin < effort.seconds:
-        if turn == 0:
-            begin = clock()
-        pairs = list(zip(runners, samples, strict=True))
-        for runner, into in pairs if turn % 2 else reversed(pairs):
-            before = clock()
-            runner.infer(batch)
-            if turn >= 0:
-                into.append(clock() - before)
-        turn += 1
-    return samples
-
-
 def throughput(
     runner: Runner, batches: Sequence[Batch], effort: Effort, clock: Clock = time.perf_counter
 ) -> float:

@@ -27,8 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="VGG networks from torch to a verified, measured INT8 engine on a device.",
-    epilog="Exit codes: 0 done or passed; 1 a gate failed or was inconclusive; 2 bad input or "
-    "usage; 3 something this machine lacks. --debug, anywhere, shows tracebacks.",
+    epilog="Exit codes: 0 done or passed; 1 a gate failed or was inconclusive, or a build cannot "
+    "meet its bound; 2 bad input or usage; 3 something this machine lacks. --debug, anywhere, "
+    "shows tracebacks.",
 )
 terminal = console.Terminal()
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggdeploy import budget, building, bundle, calib, graphs, machine, parity, sensitivity, sources
-from vggdeploy.benchmarks import harness
+from vggdeploy.benchmarks import harness, judging
 from vggdeploy.contracts import GraphTarget, RunOptions
 from vggdeploy.errors import BoundError
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _CHOSEN = "mixed.json"
 _LATENCY = "latency.json"
 
-_EFFORT = harness.Effort(seconds=2.0, queries=15)
-"""Of the mixed and the INT8 engine together: enough to tell what was paid, not to publish."""
+_QUERIES = 15
+"""Of each engine, one of each in turn: enough to tell what was paid, not to publish."""
 
 _BELIEVED = 0.5
 """Labels that the float network itself mostly disagrees with are another network's, and a drop of
@@ -263,7 +263,7 @@ def _latency(
             shape = [side or 1 for side in runners[0].input.shape]
             batch = np.random.default_rng(0).random(shape, np.float32)
             with job.reporter.step("measuring what it costs"):
-                samples = harness.interleaved(runners, batch, _EFFORT)
+                samples = judging.interleave(runners, batch, _QUERIES)
         found = {
             "estimated_latency_s": estimate(rows, target.precision, mixed.kept, rates),
             "measured_latency_s": float(np.median(samples[0])),

@@ -219,7 +219,8 @@ def test_a_product_reads_its_vector(images: dataset.Dataset) -> None:
     found = measure([layer], {"x": vectors}, images)["f.weight"]
     exact = np.concatenate(vectors).astype(np.float64) * factors
     x = np.clip(np.rint(exact / 0.05), 0, 255) * 0.05
-    np.testing.assert_allclose(found.covariance, x.T @ x / COUNT, rtol=1e-4)
+    assert found.covariance is None  # fewer samples than inputs: they stand for themselves
+    np.testing.assert_allclose(found.samples, x, rtol=1e-5)
     np.testing.assert_allclose(found.exact, exact.mean(0), rtol=1e-6)
 
 
@@ -227,7 +228,7 @@ def test_float_inputs_stay_as_they_are(images: dataset.Dataset) -> None:
     vectors = [values(50 + index, 1, 12) for index in range(COUNT)]
     found = measure([product(12)], {"x": vectors}, images)["f.weight"]
     x = np.concatenate(vectors).astype(np.float64)
-    np.testing.assert_allclose(found.covariance, x.T @ x / COUNT, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.samples, x, rtol=1e-6)
     np.testing.assert_allclose(found.quantized, x.mean(0), rtol=1e-6)
 
 

@@ -81,7 +81,10 @@ def test_json_has_the_names_that_scripts_rely_on():
 
 
 def test_a_foreign_graphs_rows_add_up():
-    rows = [{"name": "a", "params": 3, "macs": 10}, {"name": "b", "params": 4, "macs": 20}]
+    rows = [
+        {"name": "a", "output": [2, 5, 5], "params": 3, "macs": 10},
+        {"name": "b", "output": [2], "params": 4, "macs": 20},
+    ]
     said = budget.from_rows("mine", rows, "fp16")
     assert said["total"] == {"params": 7, "macs": 30, "flops": 60, "weight_bytes": 14}
     assert (said["arch"], said["layers"]) == ("mine", rows)
