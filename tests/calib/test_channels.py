@@ -135,9 +135,9 @@ def test_gains_are_the_energy_of_what_reads_a_channel(name: str, tmp_path: Path)
     gains = np.zeros(link.channels)
     shape = graph.run(IMAGES[:1])[source].shape
     places = np.ndindex(shape[1:]) if len(shape) == 2 else ((c, 2, 2) for c in range(shape[1]))
-    for place in places:
+    for spot in places:
 
-        def pulse(x: np.ndarray, place: tuple[int, ...] = place) -> np.ndarray:
+        def pulse(x: np.ndarray, place: tuple[int, ...] = spot) -> np.ndarray:
             made = np.zeros(x.shape)
             made[(0, *place)] = 1
             return made
