@@ -418,9 +418,10 @@ def test_quantized_with_one_pair_in_front_of_each_pool(
             kind = onnx.TensorProto.INT8 if signed else onnx.TensorProto.UINT8
             assert stored[node.input[2]].data_type == kind
     expected, found = (logits(run(each)) for each in (model, out))
-    # 25 to 39 dB, by style and dialect; a wrong scale, or a layer lost, leaves less than 10.
+    # 25 to 39 dB, by style and dialect, and 13 with 4-bit random weights; a wrong scale, or a layer
+    # lost, leaves less than 10.
     noise = np.square(found - expected).sum() / np.square(expected).sum()
-    assert -10 * np.log10(noise) > 20
+    assert -10 * np.log10(noise) > (20 if DIALECTS[dialect].matrix is None else 11)
 
 
 def test_reduction_over_named_axes_survives_the_newer_opset_of_float16(
