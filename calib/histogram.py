@@ -201,7 +201,8 @@ class Histogram:
         running = np.cumsum(held, axis=1) - held
         found = running.reshape(-1)[bins] + share * held.reshape(-1)[bins]
         # The bin that a channel's largest value lies in ends there.
-        return np.where(at >= amax[:, None], held.sum(1)[:, None], found)
+        below: NDArray[np.float64] = np.where(at >= amax[:, None], held.sum(1)[:, None], found)
+        return below
 
     def save(self) -> dict[str, NDArray[np.generic]]:
         """Arrays that `restore` takes back; only the bins that hold anything."""

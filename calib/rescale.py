@@ -92,7 +92,8 @@ def _least(
     counts: NDArray[np.float64], edges: NDArray[np.float64], amax: NDArray[np.float64], levels: int
 ) -> NDArray[np.float64]:
     """The best of some ratios to each channel's largest value, as a threshold."""
-    best, least = amax.copy(), np.full(len(amax), np.inf)
+    best: NDArray[np.float64] = amax.copy()
+    least = np.full(len(amax), np.inf)
     # A channel's last bin ends where the channel does; those beyond hold nothing.
     edges = np.minimum(edges, amax[:, None])
     width = np.diff(edges, axis=1)

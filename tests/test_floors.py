@@ -18,8 +18,10 @@ FLOORS = [
     ],
     ["export", "calib", "targets", "benchmarks"],
     ["sources", "verification", "inputs", "calibration_file", "building", "gates", "doctor", "pipeline"],
-    ["console", "cli", "__main__", "demo.train", "benchmarks.footprint", "benchmarks.peers",
-     "benchmarks.ablation"],  # fmt: skip
+    [
+        "console", "cli", "__main__", "demo.train", "benchmarks.footprint", "benchmarks.peers",
+        "benchmarks.ablation",
+    ],
 ]  # fmt: skip
 STAGES = FLOORS[2]
 ORDER = {name: place for place, name in enumerate(name for floor in FLOORS for name in floor)}
