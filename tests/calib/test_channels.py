@@ -135,15 +135,15 @@ def test_gains_are_the_energy_of_what_reads_a_channel(name: str, tmp_path: Path)
     gains = np.zeros(link.channels)
     shape = graph.run(IMAGES[:1])[source].shape
     places = np.ndindex(shape[1:]) if len(shape) == 2 else ((c, 2, 2) for c in range(shape[1]))
-    for spot in places:
+    for at in places:
 
-        def pulse(x: np.ndarray, place: tuple[int, ...] = spot) -> np.ndarray:
+        def pulse(x: np.ndarray, at: tuple[int, ...] = at) -> np.ndarray:
             made = np.zeros(x.shape)
-            made[(0, *place)] = 1
+            made[(0, *at)] = 1
             return made
 
         moved = graph.run(IMAGES[:1], {source: pulse})[result] - nothing
-        gains[reader.channel[place[0]]] += np.square(moved).sum()
+        gains[reader.channel[at[0]]] += np.square(moved).sum()
     np.testing.assert_allclose(link.gains(), gains, rtol=1e-5)
 
 

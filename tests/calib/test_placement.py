@@ -240,3 +240,42 @@ def test_tensor_that_the_table_lacks_is_named(
             tmp_path / "out.onnx",
         )
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_what_a_pool_drops_is_not_observed(slim_onnx: Path) -> None:
+    """Behind each ReLU that only a pool reads, the pool's output stands for it."""
+    graph = graphs.read(slim_onnx)
+    seen = {point.name: point.seen for point in place(graph).points}
+    pools = [node for node in graph.graph if node.op_type == "MaxPool"]
+    assert len(pools) == 5
+    behind = {str(node.inputs[0].name): str(node.outputs[0].name) for node in pools}
+    for name, value in seen.items():
+        assert str(value.name) == behind.get(name, name)
+    assert set(behind) <= set(seen)
+
+
+def test_two_pools_in_a_row_and_a_second_reader(tmp_path: Path) -> None:
+    pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    nodes = [
+        helper.make_node("Conv", ["image", "w0"], ["c0"]),
+        helper.make_node("Relu", ["c0"], ["r0"]),
+        helper.make_node("MaxPool", ["r0"], ["p0"], **pool),
+        helper.make_node("MaxPool", ["p0"], ["p1"], **pool),
+        helper.make_node("Conv", ["p1", "w1"], ["c1"]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Flatten", ["r1"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w2"], ["scores"]),
+    ]
+    weights = [floats("w0", 5, 3, 1, 1), floats("w1", 4, 5, 1, 1), floats("w2", 16, 4)]
+    path = saved(tmp_path, nodes, weights)
+    seen = {point.name: str(point.seen.name) for point in place(graphs.read(path)).points}
+    assert seen == {"image": "image", "r0": "p1", "r1": "r1"}
+    # A convolution that reads the ReLU itself needs all of it.
+    nodes[4:5] = [
+        helper.make_node("Conv", ["r0", "w3"], ["c3"], strides=[4, 4]),
+        helper.make_node("Conv", ["p1", "w1"], ["c4"]),
+        helper.make_node("Add", ["c3", "c4"], ["c1"]),
+    ]
+    path = saved(tmp_path, nodes, [*weights, floats("w3", 4, 5, 1, 1)])
+    seen = {point.name: str(point.seen.name) for point in place(graphs.read(path)).points}
+    assert seen["r0"] == "r0"

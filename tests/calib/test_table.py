@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import chains
 import numpy as np
 import pytest
 
-from vggdeploy.calib import METHODS, CalibrationTable, Statistics, calibrate
+from vggdeploy import graphs
+from vggdeploy.calib import (
+    METHODS,
+    CalibrationTable,
+    Statistics,
+    calibrate,
+    links,
+    place,
+    rescale,
+)
 from vggdeploy.calib.histogram import Histogram
 from vggdeploy.calib.table import TensorRange
 from vggdeploy.contracts import INT8, UINT8
@@ -17,6 +28,8 @@ from vggdeploy.errors import CalibrationError, ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from vggdeploy.calib.channels import Link
 
 
 def seen(values: np.ndarray) -> Histogram:
@@ -162,3 +175,92 @@ def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"none\.json does not exist"):
         CalibrationTable.load(tmp_path / "none.json")
+
+
+# --- channels that are told apart
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> tuple[Statistics, dict[str, Link]]:
+    """A ReLU between two convolutions, seen with channels of very different size."""
+    path = chains.convolutions().save(tmp_path / "float.onnx")
+    found = links(place(graphs.read(path)))
+    rng = np.random.default_rng(1)
+    histogram = Histogram(6)
+    for _ in range(6):
+        x = np.maximum(rng.standard_normal((1, 6, 20, 20)), 0) ** 2
+        histogram.add((x * np.geomspace(1, 0.01, 6)[:, None, None]).astype(np.float32))
+    return Statistics(6, {"r0": histogram}), {"r0": found["r0"]}
+
+
+def test_auto_weights_channels_by_what_reads_them(
+    linked: tuple[Statistics, dict[str, Link]],
+) -> None:
+    statistics, found = linked
+    histogram, gains = statistics.tensors["r0"], found["r0"].gains()
+    table = {
+        method: calibrate(statistics, {"r0": True}, method, {}, found, rescale=False)
+        for method in ("auto", "mse")
+    }
+    weighted = METHODS["mse"](histogram.magnitudes(weights=gains), 255)
+    assert table["auto"].tensors["r0"].thresholds["uint8"] == weighted
+    plain = METHODS["mse"](histogram.magnitudes(), 255)
+    assert table["mse"].tensors["r0"].thresholds["uint8"] == plain
+    alone = calibrate(statistics, {"r0": True}, "auto", {})
+    assert alone.tensors["r0"].thresholds["uint8"] == plain
+    assert all(entry.tensors["r0"].rescaled is None for entry in (*table.values(), alone))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rescaled_thresholds_are_the_methods_of_what_is_rescaled(
+    linked: tuple[Statistics, dict[str, Link]], method: str
+) -> None:
+    statistics, found = linked
+    histogram, gains = statistics.tensors["r0"], found["r0"].gains()
+    entry = calibrate(statistics, {"r0": True}, method, {}, found).tensors["r0"]
+    factors = rescale.factors(histogram, gains, 255)
+    assert entry.rescaled is not None
+    assert factors is not None
+    np.testing.assert_array_equal(entry.rescaled.factors, factors)
+    # An error of a channel counts for less once the weights behind are divided.
+    weights = gains / factors**2 if method == "auto" else None
+    magnitudes = histogram.magnitudes(factors, weights)
+    assert dict(entry.rescaled.thresholds) == {
+        kind: METHODS[method](magnitudes, levels)
+        for kind, levels in (("int8", 127), ("uint8", 255))
+    }
+    table = CalibrationTable({"r0": entry}, {})
+    assert table.scale("r0", UINT8) == entry.rescaled.thresholds["uint8"] / 255
+    assert table.scale("r0", UINT8, rescaled=False) == entry.thresholds["uint8"] / 255
+    assert table.plain().scale("r0", UINT8) == entry.thresholds["uint8"] / 255
+
+
+def test_a_rescaled_table_round_trips(
+    linked: tuple[Statistics, dict[str, Link]], tmp_path: Path
+) -> None:
+    statistics, found = linked
+    table = calibrate(statistics, {"r0": True}, "auto", {}, found)
+    table.save(tmp_path / "a.json")
+    assert CalibrationTable.load(tmp_path / "a.json") == table
+
+
+def test_what_has_no_maker_is_not_rescaled(
+    linked: tuple[Statistics, dict[str, Link]],
+) -> None:
+    statistics, found = linked
+    fixed = {"r0": replace(found["r0"], maker=None)}
+    entry = calibrate(statistics, {"r0": True}, "auto", {}, fixed).tensors["r0"]
+    assert entry.rescaled is None
+    again = calibrate(statistics, {"r0": True}, "auto", {}, found, rescale=False).tensors["r0"]
+    assert entry == again
+
+
+def test_what_nothing_reads_is_chosen_by_itself(
+    linked: tuple[Statistics, dict[str, Link]],
+) -> None:
+    statistics, found = linked
+    deaf = {"r0": replace(found["r0"], readers=())}
+    entry = calibrate(statistics, {"r0": True}, "auto", {}, deaf).tensors["r0"]
+    plain = calibrate(statistics, {"r0": True}, "mse", {}).tensors["r0"]
+    assert entry.thresholds == plain.thresholds
+    assert entry.rescaled is None
