@@ -141,13 +141,15 @@ def main(
                         name, place=f"{name}-{count}",
                         calib_data=str(folder), calib_images=count,
                     )  # fmt: skip
-                if made[name].error:
-                    terminal.line(f"{name}, {count} images: {made[name].error}", style="red")
+                said = made[name]
+                if said.error:
+                    terminal.line(f"{name}, {count} images: {said.error}", style="red")
+                else:
+                    terminal.done(f"{name} {count}", said.collect_seconds or 0.0, cached=False)
             rows.append(Measured(count, made[COLLECT], made[NNCF]))
-            terminal.line(" ".join(f"{name} {made[name].collect_seconds}" for name in made), "dim")
     terminal.table(_COLUMNS, [cells(row) for row in rows])
     terminal.line(
-        "peak: resident memory of the process; NNCF's is of all of nncf.quantize, which does not "
+        "peak: resident memory of the process, NNCF's of all of nncf.quantize, which does not "
         "collect alone"
     )
     results.write(
