@@ -198,8 +198,10 @@ def from_rows(
 
 def row_bytes(row: Mapping[str, Any], precision: str, kept: Collection[str] = ()) -> float:
     """Bytes of the parameters of a row of `graphs.layer_rows`."""
+    size = PRECISIONS[precision]
     # The output of a convolution has positions, that of a matrix product has none.
-    size = PRECISIONS[precision].of(row["name"], matrix=len(row["output"]) == 1, kept=kept)
+    matrix = size.matrix is not None and len(row["output"]) == 1
+    size = size.of(row["name"], matrix=matrix, kept=kept)
     return float(row["params"] * size.weight_bytes)
 
 

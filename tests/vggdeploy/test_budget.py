@@ -100,6 +100,21 @@ def test_a_foreign_graphs_products_have_their_own_bytes():
     assert budget.from_rows("mine", rows, "int8")["total"]["weight_bytes"] == 704
 
 
+def test_layers_kept_in_high_precision_are_counted_in_it():
+    plain, mixed = (budget.budget(VGG16, "int8", kept=kept) for kept in ((), ("features.2",)))
+    rows = {row.name: row for row in mixed.layers}
+    # 36,864 weights and 64 biases, of 4 bytes each.
+    assert rows["features.2"].weight_bytes == 4 * 36_928
+    assert mixed.weight_bytes - plain.weight_bytes == 3 * 36_864
+    assert mixed.activation_bytes > plain.activation_bytes
+    graph = [
+        {"name": "a", "params": 64, "macs": 10, "output": [8, 4, 4]},
+        {"name": "b", "params": 640, "macs": 20, "output": [10]},
+    ]
+    said = budget.from_rows("mine", graph, "int8-w4", kept=("b",))
+    assert said["total"]["weight_bytes"] == 64 + 4 * 640
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(("int7", 1), "unknown precision 'int7'"), (("int8", 0), "batch is too small: got 0")],
