@@ -94,5 +94,5 @@ def test_executed_graph_is_8_bits_with_no_quantize_between(outcome: dict[str, An
 
 
 def test_cache_holds_what_the_next_build_needs_and_no_more(outcome: dict[str, Any]) -> None:
-    # The float graph (553 MB), the quantized one and the engine (139 MB each).
-    assert 0.8e9 < outcome["cache_bytes"] < 0.9e9
+    # The float graph (553 MB); the rounded weights, the quantized graph and the engine (139 MB each).
+    assert 0.95e9 < outcome["cache_bytes"] < 1.0e9
