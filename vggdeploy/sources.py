@@ -276,8 +276,7 @@ def calibration_target(precision: str) -> GraphTarget:
 
     Args:
         precision: ``fp32``, ``bf16``, or ``auto``: bf16 where this machine computes in it, which
-            takes half the time there and changes the parity by less than the choice of images
-            does (docs/quantization.md).
+            takes half the time there (docs/quantization.md says how to measure what it changes).
 
     Raises:
         ConfigError: for another precision.
