@@ -54,8 +54,9 @@ def test_layers_that_can_be_spared_are_left_out() -> None:
 
 
 def test_the_least_damaging_is_spared_first() -> None:
-    harm = {"a": 0.3, "b": 0.3, "c": 0.3, "d": 0.3}
-    assert mixed.fewest(RANKING, judge(harm), 0.65) == ("a", "b")
+    # c is needed; of a and b either can be spared, and not both.
+    harm = {"a": 0.3, "b": 0.3, "c": 1.0}
+    assert mixed.fewest(RANKING, judge(harm), 0.4) == ("a", "c")
 
 
 def test_no_mix_will_do() -> None:
@@ -116,6 +117,20 @@ def test_second_build_judges_nothing(
     assert again["unchanged"] is True
     assert again["mixed"] == built["mixed"]
     assert all(stage["cached"] for stage in again["stages"])
+
+
+def test_what_is_kept_is_part_of_what_a_quantized_graph_depends_on(tiny: Options) -> None:
+    job = building.Build(tiny(), Silent())
+    graph = job.export()
+    table = job.calibrate(graph, job.collect(graph))
+    assert job.dialect is not None
+    quantized = [
+        job.quantize(graph, table, None, job.dialect, keep) for keep in ((), ("features.3",))
+    ]
+    assert quantized[0].digest != quantized[1].digest
+    assert [job.left(entry) for entry in quantized] == [
+        [], [["features.3", "kept in high precision"]]
+    ]  # fmt: skip
 
 
 def test_another_bound_is_another_bundle(built: dict[str, Any], spoilt: Options) -> None:

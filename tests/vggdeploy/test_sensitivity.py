@@ -232,8 +232,9 @@ def test_chart(ranked: dict[str, Any], tmp_path: Path, ending: str) -> None:
     if ending == ".png":
         assert paths[0].read_bytes().startswith(b"\x89PNG")
         return
-    text = [node.text for node in ElementTree.parse(paths[0]).iter() if node.tag.endswith("text")]
-    names = [word for word in text if word in LAYERS]
-    # From the top: SVG is written in the order of the ticks.
-    assert names == [layer["name"] for layer in ranked["layers"]]
+    nodes = [node for node in ElementTree.parse(paths[0]).iter() if node.tag.endswith("text")]
+    text = [node.text for node in nodes]
+    heights = {node.text: float(node.get("y", "nan")) for node in nodes if node.text in LAYERS}
+    # SVG counts downwards: the most damaging layer is on top.
+    assert sorted(heights, key=heights.__getitem__) == [layer["name"] for layer in ranked["layers"]]
     assert any("dB" in str(word) for word in text)
