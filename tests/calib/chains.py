@@ -171,7 +171,7 @@ def clipped() -> Chain:
     chain = Chain(8).conv("c0", 6, 3)
     low = chain.constant("low", np.float32(0))
     high = chain.constant("high", np.float32(6))
-    return _ended(chain.node("Clip", "r0", low, high), 6)
+    return _ended(chain.node("Clip", "r0", low, high).conv("c1", 6, 6), 6)
 
 
 def two_readers() -> Chain:

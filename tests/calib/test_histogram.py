@@ -325,6 +325,20 @@ def test_nothing_of_the_largest_bin_is_lost() -> None:
     assert found.amax == found.high[-1] == 2
 
 
+def test_what_lies_at_the_bottom_of_the_window_is_nowhere_else_once_scaled() -> None:
+    """Places below the window's end are below everything that was counted."""
+    values = np.full((1, 2, 10, 10), 1.5, np.float32)
+    values[0, 1] = 2.0**-23
+    histogram = observed(values, channels=2)
+    assert histogram.edges()[0] == 2.0**-23
+    found = histogram.magnitudes(np.array([1.0, 512.0]), np.ones(2))
+    small = found.high < 1
+    assert found.zeros == 0
+    assert found.counts[small].sum() == pytest.approx(100)
+    assert (found.low[small] >= 2.0**-14 * (1 - BIN)).all()
+    assert (found.high[small] <= 2.0**-14 * (1 + 2 * BIN)).all()
+
+
 def test_weights_count_a_channel_as_often() -> None:
     values = np.random.default_rng(8).lognormal(0, 2, (1, 2, 9, 9)).astype(np.float32)
     found = observed(values, channels=2).magnitudes(weights=np.array([1.0, 3.0]))

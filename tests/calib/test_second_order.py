@@ -273,6 +273,15 @@ def test_samples_with_groups_and_divisors() -> None:
     assert (found == whole).mean() > 0.9
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_samples_that_are_always_zero_are_rounded_to_nearest(order: str) -> None:
+    weight = weights(7, 5, 200)
+    scales = scales_of(weight, 127)
+    nothing = np.zeros((9, 200), np.float32)
+    found = second_order.round_by_samples(weight, scales, nothing, INT8, order=order)
+    np.testing.assert_array_equal(found, nearest(weight, scales, INT8))
+
+
 def test_samples_that_are_not_finite_are_named() -> None:
     x = np.full((3, 4), np.inf, np.float32)
     with pytest.raises(CalibrationError, match=r"fc\.weight is not finite"):
