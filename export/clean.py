@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vggdeploy import graphs
-from vggdeploy.export.fold import fold_affine, fold_pads
+from vggdeploy.export.fold import fold_affine
+from vggdeploy.export.pads import fold_pads, spell_out_pads
 from vggdeploy.export.transposes import sink_transposes
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def clean(model: ir.Model) -> ir.Model:
         if _does_nothing(node):
             graphs.bypass(model.graph, node)
     passes.IdentityEliminationPass()(model)
+    spell_out_pads(model)
     sink_transposes(model)
     fold_affine(model)
     fold_pads(model)

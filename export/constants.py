@@ -131,20 +131,7 @@ def become_constant(graph: ir.Graph, value: ir.Value, result: NDArray[Any]) -> N
     if value.uses():
         name = str(value.name)
         value.name = f"{name}.computed"
-        value.replace_all_uses_with(constant(graph, name, result))
-
-
-def constant(graph: ir.Graph, name: str, content: NDArray[Any]) -> ir.Value:
-    """A new initializer, under `name` or, where that is taken, the like."""
-    import onnx_ir
-
-    taken = {value.name for node in graph for value in node.outputs} | set(graph.initializers)
-    while name in taken:
-        name += "_"
-    tensor = onnx_ir.tensor(np.ascontiguousarray(content).reshape(content.shape), name=name)
-    made = onnx_ir.val(name, const_value=tensor)
-    graph.register_initializer(made)
-    return made
+        value.replace_all_uses_with(graphs.constant(graph, name, result))
 
 
 def widen_floats(model: ir.Model) -> None:

@@ -3,8 +3,7 @@
 At inference BatchNorm is an affine map of each channel (Jacob et al., "Quantization and Training of
 Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018, section 3.2), and so are
 what exporters leave of it: Mul, Add, Sub and Div by a constant of each channel. Folded before
-calibration, the ranges seen are those that the engine will have. A Pad with zeros in front of a
-convolution is the convolution's own padding.
+calibration, the ranges seen are those that the engine will have.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggdeploy import graphs, signs
+from vggdeploy import graphs
 from vggdeploy.errors import ModelError
-from vggdeploy.export.constants import array, constant
+from vggdeploy.export.constants import array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -177,7 +176,7 @@ def _apply(graph: ir.Graph, found: graphs.WeightedNode, whole: _Affine) -> None:
     if (whole.factor != 1).any():
         scaled = _scale(tensor.numpy(), whole.factor, found.channel_axis)
         _require_finite(node, scaled)
-        node.replace_input_with(1, constant(graph, str(weight.name), scaled))
+        node.replace_input_with(1, graphs.constant(graph, str(weight.name), scaled))
     _require_finite(node, bias)
     if node.op_type == "MatMul":
         if not bias.any():
@@ -187,7 +186,7 @@ def _apply(graph: ir.Graph, found: graphs.WeightedNode, whole: _Affine) -> None:
         node.attributes.pop(name, None)
     node.resize_inputs(3)
     base = str(weight.name).removesuffix(".weight")
-    node.replace_input_with(2, constant(graph, f"{base}.bias", bias))
+    node.replace_input_with(2, graphs.constant(graph, f"{base}.bias", bias))
 
 
 def _scale(weight: NDArray[np.floating], factor: Vector, axis: int) -> NDArray[np.float32]:
@@ -217,50 +216,3 @@ def _move_to_front(node: ir.Node) -> None:
         first, second = node.inputs[:2]
         node.replace_input_with(0, second)
         node.replace_input_with(1, first)
-
-
-def fold_pads(model: ir.Model) -> None:
-    """Let convolutions, and max pools of what is never negative, pad by themselves.
-
-    A max pool pads with minus infinity: beside values of 0 and more that is a zero, as long as
-    every window holds a value.
-    """
-    import onnx_ir
-
-    for node in list(model.graph):
-        if node.domain or node.op_type not in ("Conv", "MaxPool") or not node.inputs:
-            continue
-        pad = node.inputs[0].producer() if node.inputs[0] is not None else None
-        added = _zero_pads(pad) if pad is not None else None
-        if pad is None or added is None or len(node.outputs) > 1:
-            continue
-        if graphs.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-            continue
-        source = pad.inputs[0]
-        assert source is not None
-        sides = len(added) // 2
-        whole = [a + int(b) for a, b in zip(
-            added, graphs.attribute(node, "pads", [0] * len(added)), strict=True
-        )]  # fmt: skip
-        if node.op_type == "MaxPool":
-            kernel = [int(side) for side in graphs.attribute(node, "kernel_shape", ())]
-            narrow = all(p < kernel[i % sides] for i, p in enumerate(whole))
-            own = graphs.attribute(node, "pads", [0] * len(added))
-            if not narrow or any(own) or not signs.nonnegative(source):
-                continue
-        node.attributes.pop("auto_pad", None)
-        node.attributes["pads"] = onnx_ir.AttrInt64s("pads", whole)
-        node.replace_input_with(0, source)
-
-
-def _zero_pads(node: ir.Node) -> list[int] | None:
-    """Begins, then ends, of a Pad that adds zeros around an image; None for any other node."""
-    if node.domain or node.op_type != "Pad" or not signs.pads_zeros(node):
-        return None
-    pads = array(node.inputs[1]) if len(node.inputs) > 1 else None
-    if pads is None or len(node.inputs) > 3 or pads.size < 6 or (pads < 0).any():
-        return None
-    half = pads.size // 2
-    if pads[:2].any() or pads[half : half + 2].any():
-        return None
-    return [int(side) for side in (*pads[2:half], *pads[half + 2 :])]

@@ -104,7 +104,7 @@ def _free_batch(model: ir.Model, image: ir.Value) -> None:
                 continue
             opened = np.array([-1, *after[1:]], np.int64)
             name = f"{node.outputs[0].name}.shape"
-            node.replace_input_with(1, constants.constant(model.graph, name, opened))
+            node.replace_input_with(1, graphs.constant(model.graph, name, opened))
     image.shape = onnx_ir.Shape([BATCH, *list(image.shape)[1:]])
 
 
@@ -206,7 +206,7 @@ def _settle_reshape(model: ir.Model, node: ir.Node, first: _Seen, second: _Seen)
     if target.count(-1) > 1:
         return
     name = f"{node.outputs[0].name}.shape"
-    settled = constants.constant(model.graph, name, np.array(target, np.int64))
+    settled = graphs.constant(model.graph, name, np.array(target, np.int64))
     node.replace_input_with(1, settled)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggdeploy import graphs
-from vggdeploy.export.constants import array, constant
+from vggdeploy.export.constants import array
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,7 @@ def _permute_operands(graph: ir.Graph, reader: ir.Node, index: int, order: list[
     if content.size > 1:
         aligned = content.reshape((1,) * (len(order) - content.ndim) + content.shape)
         turned = aligned.transpose(np.argsort(order))
-        reader.replace_input_with(1 - index, constant(graph, f"{other.name}.turned", turned))
+        reader.replace_input_with(1 - index, graphs.constant(graph, f"{other.name}.turned", turned))
     return True
 
 
@@ -109,7 +109,7 @@ def _permute_pads(graph: ir.Graph, pad: ir.Node, order: list[int]) -> bool:
     if pads is None or pads.size != 2 * len(order) or len(pad.inputs) > 3:
         return False
     turned = pads.reshape(2, -1)[:, np.argsort(order)].reshape(-1)
-    pad.replace_input_with(1, constant(graph, f"{pad.inputs[1].name}.turned", turned))  # type: ignore[union-attr]  # just read
+    pad.replace_input_with(1, graphs.constant(graph, f"{pad.inputs[1].name}.turned", turned))  # type: ignore[union-attr]  # just read
     return True
 
 
@@ -126,7 +126,7 @@ def _pass_reduction(graph: ir.Graph, node: ir.Node, reader: ir.Node, order: list
         reader.attributes["axes"] = onnx_ir.AttrInt64s("axes", sorted(axes))
     else:
         name = f"{reader.outputs[0].name}.axes"
-        reader.replace_input_with(1, constant(graph, name, np.array(sorted(axes), np.int64)))
+        reader.replace_input_with(1, graphs.constant(graph, name, np.array(sorted(axes), np.int64)))
     if not graphs.attribute(reader, "keepdims", 1):
         left = [axis for axis in order if axis not in axes]
         order = [sorted(left).index(axis) for axis in left]

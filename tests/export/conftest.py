@@ -85,14 +85,14 @@ class Writer:
 
 
 def tf2onnx(plain: Plain) -> Any:
-    """NHWC; BatchNorm's leftovers in three spellings; weights behind Transpose and Identity; the
+    """NHWC; padding by rule; BatchNorm's leftovers in three spellings; weights behind Transpose and Identity; the
     flattened shape computed in int32; MatMul and Add; Softmax. Opset 13."""
     w, rng = Writer(), np.random.default_rng(11)
     x = w.node("Transpose", ["input_1:0"], perm=NCHW)
     index = 0
     for width in plain.features:
         if width == "M":
-            x = w.node("MaxPool", [x], kernel_shape=[2, 2], strides=[2, 2])
+            x = w.node("MaxPool", [x], kernel_shape=[2, 2], strides=[2, 2], auto_pad="VALID")
             continue
         weight, bias = (plain.tensors[f"c{index}.{part}"] for part in ("weight", "bias"))
         base = f"block_conv{index}"
@@ -114,7 +114,7 @@ def tf2onnx(plain: Plain) -> Any:
             x = w.node("Div", [x, w.weight(f"{base}/dev", (1 / scale).reshape(-1, 1, 1))])
             x = w.node("Relu", [x])
         else:
-            x = w.node("Conv", [x, kernel], pads=[1, 1, 1, 1])
+            x = w.node("Conv", [x, kernel], auto_pad="SAME_UPPER")
         if kind == 0:
             x = w.node("Mul", [w.weight(f"{base}/scale", scale.reshape(1, -1, 1, 1)), x])
             x = w.node("Add", [x, w.weight(f"{base}/shift", bias.reshape(1, -1, 1, 1))])
@@ -289,3 +289,15 @@ def save(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def taken(tmp_path: Path, save: Callable[..., Path]) -> Callable[..., Path]:
+    """Writes a model and takes it in."""
+    from vggdeploy.export import adopt
+
+    def take(model: Any, **how: Any) -> Path:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        return adopt(save(model, **how), tmp_path / "out")
+
+    return take
