@@ -50,21 +50,28 @@ class Link:
     readers: tuple[Reader, ...]
     maker: WeightedNode | None
 
+    @property
+    def products(self) -> bool:
+        """Whether matrix products alone read it."""
+        return not any(reader.found.convolution for reader in self.readers)
+
     def gains(self) -> NDArray[np.float64]:
         """How much of a channel's squared error arrives in the readers' outputs, ``[channels]``:
         the sum of the squared weights that read it, for errors that do not know each other."""
         total = np.zeros(self.channels)
         for reader in self.readers:
             weight = graphs.rows(reader.found)
-            # einsum squares and adds without a copy of what may be 411 MB.
-            energy = np.einsum("ij,ij->j", weight, weight).astype(np.float64)
+            # einsum squares and adds without a copy of what may be 411 MB; in float64, since the
+            # square of a large float32 is none.
+            energy = np.einsum("ij,ij->j", weight, weight, dtype=np.float64)
             energy = energy.reshape(len(reader.channel), -1).sum(1)
             total += np.bincount(reader.channel, energy, self.channels)
         return total
 
 
 def links(placement: Placement) -> dict[str, Link]:
-    """The link of every quantized map ``[N, C, H, W]`` that can be followed, by tensor."""
+    """The link of every quantized map ``[N, C, H, W]`` and vector ``[N, C]`` that can be followed,
+    by tensor."""
     found = {id(node.node): node for node in (*placement.weighted, *placement.kept)}
     made = ((point, _link(point, found)) for point in placement.tensors)
     return {point.name: link for point, link in made if link is not None}
@@ -72,10 +79,11 @@ def links(placement: Placement) -> dict[str, Link]:
 
 def _link(point: Point, found: dict[int, WeightedNode]) -> Link | None:
     shape = graphs.static_shape(point.value)
-    if shape is None or len(shape) != 4 or None in shape[1:]:
+    if shape is None or len(shape) not in (2, 4) or None in shape[1:]:
         return None
-    channels, height, width = (int(side or 0) for side in shape[1:])
-    numbers = np.broadcast_to(np.arange(channels)[:, None, None], (1, channels, height, width))
+    channels, *area = (int(side or 0) for side in shape[1:])
+    numbers = np.arange(channels).reshape(1, channels, *(1 for _ in area))
+    numbers = np.broadcast_to(numbers, (1, channels, *area))
     readers = []
     for node, index in point.reads:
         reader = _follow(node, index, numbers, found)
@@ -134,7 +142,6 @@ def _maker(
     if (
         before is None
         or weighted is None
-        or not weighted.convolution
         or len(before.uses()) != 1
         or before.is_graph_output()
         or point.value.is_graph_output()

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from vggdeploy.dataset import Dataset
     from vggdeploy.preprocess import Preprocess
 
+LONGEST = 8192
+"""Channels of a vector that are told apart: each takes 6 kB of counts."""
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -82,10 +85,7 @@ def collect(
             that was empty or the same everywhere.
     """
     shapes = {spec.name: spec.shape for spec in (runner.input, *runner.outputs)}
-    histograms = {
-        name: Histogram(int(shapes[seen][1] or 1) if len(shapes[seen]) == 4 else 1)
-        for name, seen in tensors.items()
-    }
+    histograms = {name: Histogram(_channels(shapes[seen])) for name, seen in tensors.items()}
     outputs = passes(runner, images, preprocess, reporter, "observing activations")
     for sample, held in zip(images.samples, outputs, strict=True):
         for name, seen in tensors.items():
@@ -107,6 +107,12 @@ def collect(
                 fix="check the weights, --preprocess and the images",
             )
     return Statistics(len(images), histograms)
+
+
+def _channels(shape: tuple[int | None, ...]) -> int:
+    """How many channels of a map ``[N, C, H, W]`` or a vector ``[N, C]`` are told apart."""
+    told = len(shape) == 4 or (len(shape) == 2 and int(shape[1] or 1) <= LONGEST)
+    return int(shape[1] or 1) if told else 1
 
 
 def passes(

@@ -53,14 +53,18 @@ def round_groups(
     kind: GroupedType,
     group: int,
     importance: NDArray[np.floating] | None = None,
+    divisors: NDArray[np.floating] | None = None,
+    multipliers: NDArray[np.floating] | None = None,
 ) -> tuple[NDArray[np.int8], NDArray[Any]]:
     """Choose scales (`group_scales`) and round to the nearest step of them (`round_to`).
 
     Returns:
         Integers, int8 ``[rows, columns]`` in the range of `kind`, and scales ``[rows, groups]``.
     """
-    scales = group_scales(weight, kind, group, importance)
-    return round_to(weight, scales, kind), scales
+    scales = group_scales(weight, kind, group, importance, divisors, multipliers)
+    # A row's factor is its scales' alone.
+    steps = scales if multipliers is None else scales / multipliers[:, None]
+    return round_to(weight, steps, kind, divisors), scales
 
 
 def group_scales(
@@ -68,6 +72,8 @@ def group_scales(
     kind: GroupedType,
     group: int,
     importance: NDArray[np.floating] | None = None,
+    divisors: NDArray[np.floating] | None = None,
+    multipliers: NDArray[np.floating] | None = None,
 ) -> NDArray[Any]:
     """The scales that lose least: for each group, of several clipping thresholds, the one with the
     smallest (weighted) sum of squared rounding errors.
@@ -82,6 +88,8 @@ def group_scales(
         group: columns a scale is for; a divisor of `columns`.
         importance: ``[columns]``, nonnegative: how much an error of a column's weights matters,
             such as the mean square of that input. The same for all if left out.
+        divisors: ``[columns]``, what the weights are divided by first; None for 1.
+        multipliers: ``[rows]``, what they are multiplied by; None for 1.
 
     Returns:
         Scales ``[rows, columns // group]`` of the scale type of `kind`, or float32 where that
@@ -93,12 +101,17 @@ def group_scales(
     if importance is not None:
         matters = np.asarray(importance, np.float32).reshape(-1, group)
     for part in _blocks(rows, columns):
-        scales[part] = _best(_grouped(weight[part], group), kind, matters)
+        scales[part] = _best(_grouped(weight[part], group, divisors), kind, matters)
+    if multipliers is not None:
+        scales *= np.asarray(multipliers, np.float32)[:, None]
     return _stored(scales, kind)
 
 
 def round_to(
-    weight: NDArray[np.floating], scales: NDArray[Any], kind: GroupedType
+    weight: NDArray[np.floating],
+    scales: NDArray[Any],
+    kind: GroupedType,
+    divisors: NDArray[np.floating] | None = None,
 ) -> NDArray[np.int8]:
     """Round to the nearest step of given scales, half to even, clipped to the range of `kind`.
 
@@ -106,6 +119,7 @@ def round_to(
         weight: float ``[rows, columns]``.
         scales: ``[rows, groups]``, none 0.
         kind: range of the integers.
+        divisors: as `group_scales` takes them.
 
     Returns:
         int8 ``[rows, columns]``; what is meant is ``integer * scale``.
@@ -114,7 +128,7 @@ def round_to(
     integers = np.empty((rows, columns), np.int8)
     group = columns // scales.shape[1]
     for part in _blocks(rows, columns):
-        steps = _grouped(weight[part], group)
+        steps = _grouped(weight[part], group, divisors)
         wide = scales[part].astype(np.float32)[..., None]
         integers[part] = _rounded(steps, wide, kind, np.empty_like(steps)).reshape(-1, columns)
     return integers
@@ -181,7 +195,11 @@ def _at_least(scales: NDArray[np.float32], smallest: float) -> NDArray[np.float3
     return np.copysign(raised, scales, out=raised)
 
 
-def _grouped(rows: NDArray[np.floating], group: int) -> NDArray[np.float32]:
+def _grouped(
+    rows: NDArray[np.floating], group: int, divisors: NDArray[np.floating] | None
+) -> NDArray[np.float32]:
+    if divisors is not None:
+        rows = rows / divisors
     return np.ascontiguousarray(rows, np.float32).reshape(len(rows), -1, group)
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggdeploy.errors import CalibrationError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -25,6 +27,9 @@ _BINS = _OCTAVE * _OCTAVES
 _SHIFT = 23 - 5
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _PART = 64
+
+MOST = np.iinfo(np.uint32).max
+"""Values of a channel that can be counted: of maps about a million images."""
 
 COUNTED = 1 << 12
 """Positions of a channel that are counted in one image, about: a map of 224x224 is counted at
@@ -77,6 +82,7 @@ class Histogram:
 
     Attributes:
         channels: along the tensor's axis 1; 1 where they are not told apart.
+        images: how many were added.
         count: elements counted.
         min: smallest value; infinity before the first.
         max: largest value; minus infinity before the first.
@@ -91,21 +97,26 @@ class Histogram:
         self.min = np.inf
         self.max = -np.inf
         self.nonfinite = 0
-        self._images = 0
+        self.images = 0
         # The octave that the window ends with; at first that of the smallest magnitudes there are.
         self._top = _OCTAVES
         # [half, channel, bin]; bin 0 is zero, and what is too small for the window.
-        self._counts = np.zeros((2, channels, 1 + _BINS), np.int64)
+        self._counts = np.zeros((2, channels, 1 + _BINS), np.uint32)
         self._amax = np.zeros((2, channels), np.float32)
+        self._most = 0
 
     @property
     def count(self) -> int:
         return int(self._counts.sum())
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Count one image's tensor: float32 ``[1, channels, H, W]``, or of any shape where the
-        channels are not told apart."""
-        image, self._images = self._images, self._images + 1
+        """Count one image's tensor: float32 ``[1, channels, H, W]`` or ``[1, channels]``, or of any
+        shape where the channels are not told apart.
+
+        Raises:
+            CalibrationError: when there are too many values to count.
+        """
+        image, self.images = self.images, self.images + 1
         if not values.size:
             return
         half = image % 2
@@ -119,10 +130,21 @@ class Histogram:
         self._amax[half] = np.maximum(self._amax[half], amax)
         self._reach(int(_bits(amax).max()) // _OCTAVE + 1)
         part = np.ascontiguousarray(counted(values, image)).reshape(self.channels, -1)
+        self._most += part.shape[1]
+        if self._most > MOST:
+            raise CalibrationError(
+                "there are too many images to count",
+                got=f"more than {MOST} values of a channel",
+                expected="some hundreds of images",
+                fix="give fewer with --calib-images",
+            )
         bins = _bits(part) - ((self._top - _OCTAVES) * _OCTAVE - 1)
         np.maximum(bins, 0, out=bins)
+        if bins.shape[1] == 1:
+            self._counts[half, np.arange(self.channels), bins[:, 0]] += 1
+            return
         for channel, row in enumerate(bins):
-            self._counts[half, channel] += np.bincount(row, minlength=1 + _BINS)
+            self._counts[half, channel] += np.bincount(row, minlength=1 + _BINS).astype(np.uint32)
 
     def _reach(self, top: int) -> None:
         """Move the window up so that it ends with octave `top`."""
@@ -151,8 +173,9 @@ class Histogram:
 
     def counts(self, half: int | None = None) -> NDArray[np.int64]:
         """``[channels, 1 + bins]``, of one half of the images or of all; first that of zero."""
-        found: NDArray[np.int64] = self._counts.sum(0) if half is None else self._counts[half]
-        return found
+        found = self._counts.sum(0) if half is None else self._counts[half]
+        whole: NDArray[np.int64] = found.astype(np.int64)
+        return whole
 
     def magnitudes(
         self,
@@ -213,7 +236,7 @@ class Histogram:
             "counts": self._counts.reshape(-1)[index],
             "amax": self._amax,
             "range": np.array([self.min, self.max]),
-            "state": np.array([self.channels, self._images, self._top]),
+            "state": np.array([self.channels, self.images, self._top]),
         }
 
     @classmethod
@@ -224,7 +247,7 @@ class Histogram:
         made._counts.reshape(-1)[saved["bins"].astype(np.int64)] = saved["counts"]
         made._amax[:] = saved["amax"]
         made.min, made.max = (float(value) for value in saved["range"])
-        made._images, made._top = images, top
+        made.images, made._top = images, top
         return made
 
 

@@ -1,7 +1,7 @@
 """Where Q/DQ pairs go: which tensors are quantized, and which reads of them see the result.
 
-Every convolution and matrix product with constant weights reads 8 bits, but for those that are to
-stay in high precision. Between a ReLU and the next of these there may be operators that only move
+Every convolution with constant weights reads 8 bits, and so does every matrix product unless the
+dialect wants its inputs in float; but for those that are to stay in high precision. Between a ReLU and the next of these there may be operators that only move
 or select values; the pair goes in front of them, so that a max pool runs on 8 bits and the next
 layer reuses its scale with no second quantize. Nothing is quantized on the way out: the scores stay
 as they are.
@@ -49,6 +49,38 @@ class Point:
         return str(self.value.name)
 
     @property
+    def of_image(self) -> bool:
+        """Whether no weighted node stands between the network's input and the tensor."""
+        known, left = set[int](), [self.value]
+        while left:
+            maker = left.pop().producer()
+            if maker is None or id(maker) in known:
+                continue
+            if maker.op_type in graphs.WEIGHTED:
+                return False
+            known.add(id(maker))
+            left += [value for value in maker.inputs if value is not None]
+        return True
+
+    @property
+    def pair(self) -> tuple[ir.Value, tuple[tuple[ir.Node, int], ...]]:
+        """The tensor that the pair is put behind, and the reads that see it.
+
+        In front of a Transpose that gives this tensor to nobody else, such as that of an NHWC
+        image: a scale for the whole tensor passes through, and 8 bits are moved in place of 16 or
+        32. OpenVINO moves a pair there by itself, but not one in float16 behind float32.
+        """
+        value, reads = self.value, self.reads
+        while len(value.uses()) == len(reads) and not value.is_graph_output():
+            maker = value.producer()
+            if maker is None or maker.domain or maker.op_type != "Transpose":
+                break
+            source = maker.inputs[0]
+            assert source is not None
+            value, reads = source, ((maker, 0),)
+        return value, reads
+
+    @property
     def seen(self) -> ir.Value:
         """What is observed for it: the tensor itself, or a max pool of it where nothing else is
         read, for what the pool drops need not be represented."""
@@ -68,9 +100,10 @@ class Placement:
         weighted: the nodes whose weights are quantized.
         left: (node, reason) of weighted operators that stay in high precision.
         kept: those of them that could be quantized and were asked to stay.
-        tensors: `points` as they are with nothing kept: what channels are rescaled by, which
-            changes no function, so that kept layers take their share of it in float and the
-            others' integers do not depend on what is kept.
+        tensors: `points` as they are with nothing kept, and with all that reads them: what channels
+            are rescaled by, which changes no function. So kept layers take their share of it in
+            float, and the others' integers do not depend on what is kept. What is not quantized
+            gains nothing by it, and the weights that read it would lose.
     """
 
     points: tuple[Point, ...]
@@ -87,8 +120,7 @@ def place(
 
     Args:
         model: a float graph.
-        matrices: whether matrix products read 8 bits; else only convolutions do, and what stands
-            in front of a product gets no pair on its account.
+        matrices: whether matrix products read 8 bits; else only convolutions do.
         keep: names (`WeightedNode.name`) of layers that stay in high precision: they read and
             hold floats, whatever others read of the same tensor.
 
@@ -102,6 +134,10 @@ def place(
     kept: list[WeightedNode] = []
     behind: dict[tuple[ir.Node, int], WeightedNode] = {}
     constant = {id(found.node): found for found in graphs.weighted(model)}
+
+    def reads_integers(found: WeightedNode) -> bool:
+        return found.name not in keep and (matrices or found.convolution)
+
     _require_known(keep, (found.name for found in constant.values()))
     for node in model.graph:
         label = str(node.name or node.outputs[0].name)
@@ -121,8 +157,6 @@ def place(
             left.append((found.name, "kept in high precision"))
         else:
             chosen.append(found)
-        if not matrices and not found.convolution:
-            continue
         value, read = _origin(node)
         values[str(value.name)] = value
         behind[read] = found
@@ -132,9 +166,10 @@ def place(
     tensors = tuple(
         Point(values[name], signs.nonnegative(values[name]), tuple(into))
         for name, into in reads.items()
+        if matrices or any(behind[read].convolution for read in into)
     )
     quantized = (
-        replace(point, reads=tuple(read for read in point.reads if behind[read].name not in keep))
+        replace(point, reads=tuple(read for read in point.reads if reads_integers(behind[read])))
         for point in tensors
     )
     points = tuple(point for point in quantized if point.reads)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vggdeploy import graphs, opsets
+from vggdeploy import graphs, half, opsets
 from vggdeploy.calib.placement import place
-from vggdeploy.calib.rounding import Rounded, round_to_nearest
-from vggdeploy.calib.weights import Factors, activation_scale, narrow, rescaled, rescaling
+from vggdeploy.calib.rounding import Rounded, round_to_nearest, weight_types
+from vggdeploy.calib.weights import Factors, activation_scale, rescaled, rescaling
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -73,7 +73,7 @@ def quantize(
     """
     model = graphs.read(source)
     placement = place(model, matrices=dialect.matrix is None, keep=keep)
-    factors = rescaling(placement, table)
+    factors, kinds = rescaling(placement, table), weight_types(placement, dialect)
     for point in placement.points:
         _insert_pair(model, point, table, dialect)
     done: dict[str, ir.Value] = {}
@@ -81,7 +81,8 @@ def quantize(
         name = str(found.weight.name)
         own, moved = (rounded or {}).get(name), factors.get(name, Factors())
         if name not in done:
-            done[name] = _dequantized(model, found, dialect, moved, own)
+            integers = own or round_to_nearest(found, dialect, kinds[name], moved)
+            done[name] = _dequantized(model, found, dialect, integers)
         found.node.replace_input_with(1, done[name])
         _set_bias(model, found, moved, own)
         if not found.weight.uses():
@@ -89,9 +90,9 @@ def quantize(
     for found in placement.kept:
         _rescale(model, found, factors.get(str(found.weight.name), Factors()))
     if dialect.high_precision == "float16":
-        _to_float16(model)
+        half.to_float16(model)
         opsets.upgrade(model, opsets.FLOAT16_SCALES)
-    if dialect.matrix is not None:
+    if dialect.grouped is not None:
         opsets.upgrade(model, opsets.BLOCK_SCALES)
         # The first IR version that knows 4-bit integers.
         model.ir_version = max(model.ir_version, 10)
@@ -112,15 +113,12 @@ def _dequantized(
     model: ir.Model,
     found: WeightedNode,
     dialect: Dialect,
-    factors: Factors,
-    rounded: Rounded | None,
+    rounded: Rounded,
 ) -> ir.Value:
     """What stands for a layer's float weights: integers, and their scales."""
     import onnx_ir
 
     name = str(found.weight.name)
-    if rounded is None:
-        rounded = round_to_nearest(found, dialect, factors)
     assert found.weight.const_value is not None
     shape = found.weight.const_value.numpy().shape
     # Rows are outputs; where the graph has them as columns, integers and scales are turned.
@@ -130,16 +128,16 @@ def _dequantized(
     scales, group = rounded.scales, rounded.group
     attributes = {"axis": found.channel_axis}
     if group:
-        assert dialect.matrix is not None
-        integers = integers.astype(onnx_ir.DataType[dialect.matrix.dtype.upper()].numpy())
+        assert dialect.grouped is not None
+        integers = integers.astype(onnx_ir.DataType[dialect.grouped.dtype.upper()].numpy())
         scales = np.ascontiguousarray(scales.T) if turned else scales
         attributes = {"axis": 1 - found.channel_axis, "block_size": group}
-    value = _append(
-        model,
+    value = graphs.append(
+        model.graph,
         "DequantizeLinear",
         [
-            _constant(model, f"{name}.quantized", integers),
-            _constant(model, f"{name}.scale", scales),
+            graphs.constant(model.graph, f"{name}.quantized", integers),
+            graphs.constant(model.graph, f"{name}.scale", scales),
         ],
         f"{name}.dequantized",
         like=found.weight,
@@ -149,7 +147,9 @@ def _dequantized(
         return value
     value.type = onnx_ir.TensorType(onnx_ir.DataType.from_numpy(scales.dtype))
     wide = onnx_ir.DataType.FLOAT.value
-    return _append(model, "Cast", [value], f"{name}.float32", like=found.weight, to=wide)
+    return graphs.append(
+        model.graph, "Cast", [value], f"{name}.float32", like=found.weight, to=wide
+    )
 
 
 def _rescale(model: ir.Model, found: WeightedNode, factors: Factors) -> None:
@@ -192,105 +192,34 @@ def _set_bias(
     if old is not None and not old.uses():
         model.graph.initializers.pop(str(old.name))
     name = str(old.name) if old is not None else f"{found.name}.bias"
-    found.node.replace_input_with(2, _constant(model, name, bias.astype(np.float32)))
+    found.node.replace_input_with(2, graphs.constant(model.graph, name, bias.astype(np.float32)))
 
 
 def _insert_pair(model: ir.Model, point: Point, table: CalibrationTable, dialect: Dialect) -> None:
     import onnx_ir
 
     kind = dialect.activation(point.nonnegative)
+    value, reads = point.pair
     parameters = [
-        _constant(model, f"{point.name}.scale", activation_scale(point, table, dialect)),
-        _constant(model, f"{point.name}.zero_point", np.array(0, kind.dtype)),
+        graphs.constant(
+            model.graph, f"{point.name}.scale", activation_scale(point, table, dialect)
+        ),
+        graphs.constant(model.graph, f"{point.name}.zero_point", np.array(0, kind.dtype)),
     ]
-    quantized = _append(
-        model,
+    quantized = graphs.append(
+        model.graph,
         "QuantizeLinear",
-        [point.value, *parameters],
+        [value, *parameters],
         f"{point.name}.quantized",
-        like=point.value,
+        like=value,
     )
     quantized.type = onnx_ir.TensorType(onnx_ir.DataType[kind.dtype.upper()])
-    dequantized = _append(
-        model,
+    dequantized = graphs.append(
+        model.graph,
         "DequantizeLinear",
         [quantized, *parameters],
         f"{point.name}.dequantized",
-        like=point.value,
+        like=value,
     )
-    for node, index in point.reads:
+    for node, index in reads:
         node.replace_input_with(index, dequantized)
-
-
-def _append(
-    model: ir.Model,
-    operator: str,
-    inputs: list[ir.Value],
-    output: str,
-    like: ir.Value,
-    **attributes: int,
-) -> ir.Value:
-    """A new node's output, with shape and type of `like`. The graph is sorted at the end."""
-    import onnx_ir
-
-    taken, name = {node.name for node in model.graph}, output
-    while name in taken:  # a foreign graph may have a node of that name
-        name += "_"
-    node = onnx_ir.node(operator, inputs, attributes, name=name)
-    value = node.outputs[0]
-    value.name = output
-    value.shape, value.type = like.shape, like.type
-    model.graph.append(node)
-    return value
-
-
-def _constant(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
-    import onnx_ir
-
-    while name in model.graph.initializers:  # a foreign graph may have a tensor of that name
-        name += "_"
-    tensor = onnx_ir.tensor(array, name=name)
-    value = onnx_ir.val(name, const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
-
-
-def _to_float16(model: ir.Model) -> None:
-    """Carry everything that is float32 in float16, but for the graph's own input and output."""
-    import onnx_ir
-
-    graph = model.graph
-    for name, value in list(graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype == onnx_ir.DataType.FLOAT:
-            carried = narrow(tensor.numpy(), "float16", name)
-            value.const_value = onnx_ir.tensor(carried, name=name)
-            value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
-    for node in graph:
-        target = node.attributes.get("to")
-        if node.op_type == "Cast" and target and target.value == onnx_ir.DataType.FLOAT:
-            node.attributes["to"] = onnx_ir.AttrInt64("to", onnx_ir.DataType.FLOAT16)
-        for value in node.outputs:
-            if value.dtype == onnx_ir.DataType.FLOAT and not value.is_graph_output():
-                value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
-    half = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
-    (image,) = (v for v in graph.inputs if v.name not in graph.initializers)
-    readers = list(image.uses())
-    narrow_image = _append(
-        model,
-        "Cast",
-        [image],
-        f"{image.name}.float16",
-        like=image,
-        to=onnx_ir.DataType.FLOAT16.value,
-    )
-    narrow_image.type = half
-    for node, index in readers:
-        node.replace_input_with(index, narrow_image)
-    (scores,) = graph.outputs
-    name = str(scores.name)
-    scores.name = f"{name}.float16"
-    graph.outputs[0] = _append(
-        model, "Cast", [scores], name, like=scores, to=onnx_ir.DataType.FLOAT.value
-    )
-    scores.type = half

@@ -17,6 +17,8 @@ from vggdeploy.calib.histogram import error_integral, parts
 from vggdeploy.calib.methods import mse
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from vggdeploy.calib.histogram import Histogram
@@ -27,6 +29,10 @@ alone would go to 0.5 and beyond; the weights that read them lose by it, and a q
 from the best on photographs and on digits. Full ways fail on other images: the largest value of a
 channel that few images excite is not known."""
 
+PRODUCTS = (*EXPONENTS, 0.375, 0.5)
+"""Where products alone read the tensor: their weights have more inputs than there are samples, and
+rounding makes good for nearly all that they lose."""
+
 _RATIOS = np.geomspace(1, 0.25, 12)
 """Of a channel's threshold to its largest value; that itself first, where none is better."""
 
@@ -35,7 +41,10 @@ LARGEST = 1024.0
 
 
 def factors(
-    histogram: Histogram, gains: NDArray[np.float64], levels: int
+    histogram: Histogram,
+    gains: NDArray[np.float64],
+    levels: int,
+    exponents: Sequence[float] = EXPONENTS,
 ) -> NDArray[np.float64] | None:
     """What to multiply each channel by, ``[channels]``, 1 or more; None where nothing pays.
 
@@ -47,15 +56,16 @@ def factors(
         histogram: what was seen.
         gains: see `channels.Link.gains`.
         levels: the largest quantized value.
+        exponents: the powers to choose from, 0 first.
     """
     if histogram.channels == 1 or not all(histogram.amax(half).any() for half in (0, 1)):
         return None
     own = [_thresholds(histogram, levels, half) for half in (0, 1)]
     losses = [
         sum(_loss(histogram, gains, levels, _powers(own[half], exponent), half) for half in (0, 1))
-        for exponent in EXPONENTS
+        for exponent in exponents
     ]
-    best = EXPONENTS[int(np.argmin(losses))]
+    best = exponents[int(np.argmin(losses))]
     return _powers(_thresholds(histogram, levels, None), best) if best else None
 
 
@@ -80,8 +90,16 @@ def _powers(thresholds: NDArray[np.float64], exponent: float) -> NDArray[np.floa
 
 
 def _thresholds(histogram: Histogram, levels: int, half: int | None) -> NDArray[np.float64]:
-    """The threshold of each channel that loses least of that channel; 0 where it is dead."""
+    """The threshold of each channel that loses least of that channel; 0 where it is dead.
+
+    Of a vector's channel, with one value an image, the root mean square of those that are not zero
+    stands for it: from so few values it is known far better than how large they get.
+    """
     counts, amax, edges = histogram.counts(half)[:, 1:], histogram.amax(half), histogram.edges()
+    if histogram.count <= histogram.images * histogram.channels:
+        middle = (edges[1:] + edges[:-1]) / 2
+        size: NDArray[np.float64] = np.sqrt(counts @ middle**2 / np.maximum(counts.sum(1), 1))
+        return np.where(amax > 0, size, 0.0)
     found = np.zeros(len(amax))
     alive = np.flatnonzero(amax > 0)
     for part in parts(len(alive)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggdeploy import graphs
-from vggdeploy.calib import second_order
+from vggdeploy.calib import second_order, sparsity
 from vggdeploy.calib.covariance import Wanted, wanted
 from vggdeploy.calib.groups import fitting_group, group_scales, round_groups
 from vggdeploy.calib.second_order import round_by_covariance, round_by_samples
@@ -20,6 +20,7 @@ from vggdeploy.calib.weights import (
     rescaling,
     round_weights,
 )
+from vggdeploy.contracts import INT8_NARROW, IntegerType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from vggdeploy.calib.table import CalibrationTable
     from vggdeploy.contracts import Dialect, Reporter
     from vggdeploy.graphs import WeightedNode
+
+
+_ROWS = 256
+"""Of weights, that are multiplied out at a time: 51 MB of the largest layer's in float64."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +76,39 @@ class SecondOrder:
     bias_correction: bool = False
 
 
-def round_to_nearest(found: WeightedNode, dialect: Dialect, factors: Factors) -> Rounded:
+def weight_types(placement: Placement, dialect: Dialect) -> dict[str, IntegerType]:
+    """The type of each layer's weights with a scale a channel, by the weight's name: what all its
+    readers' inputs allow."""
+    types: dict[str, IntegerType] = {}
+    for node, point in _inputs(placement):
+        name, kind = str(node.weight.name), dialect.weight
+        if not node.convolution and dialect.matrix is not None:
+            # Read floats, so nothing saturates; with groups, those whose inputs make none.
+            kind = dialect.matrix if isinstance(dialect.matrix, IntegerType) else INT8_NARROW
+        elif point and not point.nonnegative and point.of_image:
+            kind = dialect.image_weight
+        types[name] = min(kind, types.get(name, kind), key=lambda kind: kind.qmax)
+    return types
+
+
+def round_to_nearest(
+    found: WeightedNode, dialect: Dialect, kind: IntegerType, factors: Factors
+) -> Rounded:
     """Round a layer's weights to the nearest steps.
 
-    A matrix product without a group that divides its inputs has int8 weights, one scale a channel,
-    whatever its dialect.
+    A matrix product without a group that divides its inputs has weights of `kind`, one scale a
+    channel, whatever its dialect.
     """
     rows, group = graphs.rows(found), _group(found, dialect)
     if group:
-        assert dialect.matrix is not None
-        integers, scales = round_groups(rows, dialect.matrix, group)
+        assert dialect.grouped is not None
+        columns = factors.columns(rows.shape[1])
+        integers, scales = round_groups(
+            rows, dialect.grouped, group, divisors=columns, multipliers=factors.outputs
+        )
     else:
         integers, scales = round_weights(
-            rows, 0, dialect.weight, dialect.high_precision, str(found.weight.name), factors
+            rows, 0, kind, dialect.high_precision, str(found.weight.name), factors
         )
     return Rounded(integers, scales)
 
@@ -119,41 +144,48 @@ def round_layers(
 ) -> dict[str, Rounded]:
     """Round every layer of which moments are known; they are taken out of `moments` one by one,
     so that memory is free again for the next."""
-    factors = rescaling(placement, table)
+    factors, kinds = rescaling(placement, table), weight_types(placement, dialect)
     nodes = {str(node.weight.name): node for node in placement.weighted}
     names = [name for name in nodes if name in moments]
     return {
         name: _round_layer(
-            nodes[name], dialect, factors.get(name, Factors()), moments.pop(name), how
+            nodes[name], dialect, kinds[name], factors.get(name, Factors()), moments.pop(name), how
         )
         for name in reporter.track(names, len(names), "rounding weights")
     }
 
 
 def _round_layer(
-    found: WeightedNode, dialect: Dialect, factors: Factors, moments: Moments, how: SecondOrder
+    found: WeightedNode,
+    dialect: Dialect,
+    kind: IntegerType,
+    factors: Factors,
+    moments: Moments,
+    how: SecondOrder,
 ) -> Rounded:
     rows, group = graphs.rows(found), _group(found, dialect)
     name = str(found.weight.name)
-    kind: Any = dialect.weight
-    if group and dialect.matrix is not None:
-        kind = dialect.matrix
+    limits = (kind.qmin, kind.qmax)
+    sparse = sparsity.holds(found)
+    if group and dialect.grouped is not None:
+        limits = (dialect.grouped.qmin, dialect.grouped.qmax)
         energy = None
         if moments.samples is not None:
             energy = np.square(moments.samples).mean(0)
-        scales = group_scales(rows, kind, group, energy)
+        columns = factors.columns(rows.shape[1])
+        scales = group_scales(rows, dialect.grouped, group, energy, columns, factors.outputs)
     else:
         scales = channel_scales(rows, kind, dialect.high_precision, name, factors)
-    limits = (kind.qmin, kind.qmax)
     if moments.samples is not None:
         integers = round_by_samples(
             rows,
-            scales,
+            factors.before(scales),
             moments.samples,
             limits,
             divisors=factors.columns(rows.shape[1]),
             damping=how.damping,
             order=how.order,
+            sparse=sparse,
             name=name,
         )
     else:
@@ -165,24 +197,37 @@ def _round_layer(
             limits,
             damping=how.damping,
             order=how.order,
+            sparse=sparse,
             name=name,
         )
     made = Rounded(integers, scales)
     if not how.bias_correction or found.node.op_type == "MatMul":
         return made
-    steps = np.repeat(
-        scales.reshape(len(scales), -1).astype(np.float64),
-        integers.shape[1] // (scales.size // len(scales)),
-        axis=1,
-    )
-    bias = rescaled(found, factors) @ moments.exact - (integers * steps) @ moments.quantized
+    columns = factors.columns(rows.shape[1])
+    exact = moments.exact if columns is None else moments.exact / columns
+    meant = rows @ exact.astype(np.float32)
+    if factors.outputs is not None:
+        meant = meant * factors.outputs
+    bias = meant - _mean_outputs(made, moments.quantized)
     return Rounded(integers, scales, bias.astype(np.float32))
 
 
+def _mean_outputs(layer: Rounded, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What rounded weights make of mean inputs, ``[outputs]``: some rows at a time, since the
+    largest layer has 103 million weights."""
+    groups = layer.scales.astype(np.float64).reshape(len(layer.scales), -1)
+    found = np.empty(len(groups))
+    for start in range(0, len(groups), _ROWS):
+        part = slice(start, start + _ROWS)
+        products = (layer.integers[part] * inputs).reshape(*groups[part].shape, -1).sum(-1)
+        found[part] = (products * groups[part]).sum(1)
+    return found
+
+
 def _group(found: WeightedNode, dialect: Dialect) -> int | None:
-    if found.convolution or dialect.matrix is None:
+    if found.convolution or dialect.grouped is None:
         return None
-    return fitting_group(graphs.rows(found).shape[1], dialect.matrix.group)
+    return fitting_group(graphs.rows(found).shape[1], dialect.grouped.group)
 
 
 def _inputs(placement: Placement) -> Iterator[tuple[WeightedNode, Point | None]]:

@@ -41,6 +41,7 @@ def round_by_covariance(
     *,
     damping: float = DAMPING,
     order: Order = "diagonal",
+    sparse: bool = False,
     name: str = "the weights",
 ) -> NDArray[np.int8]:
     """Round to steps of given scales so that the layer's outputs change least.
@@ -52,6 +53,7 @@ def round_by_covariance(
         limits: the smallest and the largest integer.
         damping: see `DAMPING`; above 0.
         order: one of `ORDERS`.
+        sparse: whether weights that are 0 stay 0, and only the others make good for errors.
         name: what errors call the weights.
 
     Returns:
@@ -74,7 +76,9 @@ def round_by_covariance(
         moved = factor[end:, part] / np.diagonal(factor)[part]
         goal = weights[part] + moved.T @ errors[end:]
         steps = groups[group[part]]
-        integers[part] = _nearest_plane(goal, weights[part], steps, factor[part, part], limits)
+        integers[part] = _nearest_plane(
+            goal, weights[part], steps, factor[part, part], limits, _stays(weights[part], sparse)
+        )
         errors[part] = weights[part] - integers[part] * steps
     result = np.empty(weight.shape, np.int8)
     result[:, places] = integers.T
@@ -90,6 +94,7 @@ def round_by_samples(
     divisors: NDArray[np.floating] | None = None,
     damping: float = DAMPING,
     order: Order = "diagonal",
+    sparse: bool = False,
     name: str = "the weights",
 ) -> NDArray[np.int8]:
     """`round_by_covariance` for a layer with more inputs than samples, whose covariance has no
@@ -109,6 +114,7 @@ def round_by_samples(
         divisors: ``[columns]``, what the weights are divided by first; None for 1.
         damping: as there.
         order: as there.
+        sparse: as there.
         name: as there.
 
     Returns:
@@ -139,7 +145,7 @@ def round_by_samples(
         covariance[np.diag_indices_from(covariance)] += 1
         goal = weights + np.linalg.solve(covariance, seen.T).astype(np.float32) @ off
         factor = _cholesky(covariance, damping, name)
-        found = _nearest_plane(goal, goal, steps, factor, limits)
+        found = _nearest_plane(goal, goal, steps, factor, limits, _stays(weights, sparse))
         integers[:, at] = found.T
         off += block.astype(np.float32) @ (weights - found * steps)
     return integers
@@ -151,17 +157,26 @@ def _nearest_plane(
     steps: NDArray[np.float32],
     factor: NDArray[np.float32],
     limits: tuple[int, int],
+    stays: NDArray[np.bool_] | None,
 ) -> NDArray[np.float32]:
     """Whole numbers of `steps`, ``[columns, rows]``, from the last column to the first: each the
-    nearest to its goal once that has moved by the errors so far, which are counted from `exact`."""
+    nearest to its goal once that has moved by the errors so far, which are counted from `exact`;
+    0 where it is not in `stays`."""
     share = factor / np.diagonal(factor)
     found = np.empty_like(goal)
     errors = np.empty_like(goal)
     for column in range(len(goal) - 1, -1, -1):
         wanted = goal[column] + share[column + 1 :, column] @ errors[column + 1 :]
         found[column] = np.clip(np.rint(wanted / steps[column]), *limits)
+        if stays is not None:
+            found[column] *= stays[column]
         errors[column] = exact[column] - found[column] * steps[column]
     return found
+
+
+def _stays(weights: NDArray[np.float32], sparse: bool) -> NDArray[np.bool_] | None:
+    """Which weights may be other than 0; None for all."""
+    return np.not_equal(weights, 0) if sparse else None
 
 
 def _cholesky(matrix: NDArray[np.float64], damping: float, name: str) -> NDArray[np.float32]:
@@ -182,6 +197,8 @@ def _places(diagonal: NDArray[np.float64], order: Order, name: str) -> NDArray[n
     if not np.isfinite(diagonal).all():
         raise CalibrationError(
             f"the covariance of the inputs of {name} is not finite",
+            got=f"{int((~np.isfinite(diagonal)).sum())} of {diagonal.size} inputs with NaN or infinity",
+            expected="finite values",
             fix="check the weights and --preprocess",
         )
     if order == "diagonal":

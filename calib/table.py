@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vggdeploy import atomic
 from vggdeploy.calib.methods import METHODS
-from vggdeploy.calib.rescale import LARGEST, factors
+from vggdeploy.calib.rescale import EXPONENTS, LARGEST, PRODUCTS, factors
 from vggdeploy.contracts import INT8, UINT8
 from vggdeploy.errors import CalibrationError, ConfigError
 
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from vggdeploy.contracts import IntegerType
 
 SCHEMA = 1
+KIND = "calibration"
+
+_SMALLEST_SHARE, _LARGEST_SHARE = 1e-9, 16.0
+"""What a threshold can be of the largest magnitude seen: a single outlier may leave little of it."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ class CalibrationTable:
             json.dumps(
                 {
                     "schema": SCHEMA,
-                    "kind": "calibration",
+                    "kind": KIND,
                     "source": dict(self.source),
                     "tensors": {
                         name: {
@@ -160,6 +164,8 @@ class CalibrationTable:
         try:
             text = path.read_text(encoding="utf-8")
             said = json.loads(text, parse_float=_finite, parse_constant=_finite)
+            if not isinstance(said, dict) or said.get("kind") != KIND:
+                raise ValueError(f"no {KIND} table")
             if said["schema"] != SCHEMA:
                 raise ValueError(f"schema {said['schema']}, not {SCHEMA}")
             tensors = {name: _tensor(name, entry) for name, entry in said["tensors"].items()}
@@ -193,13 +199,36 @@ def _finite(text: str) -> float:
 
 
 def _tensor(name: str, entry: Any) -> TensorRange:
-    low, high = (None, None) if entry["range"] is None else map(float, entry["range"])
+    low, high = (None, None) if entry["range"] is None else map(_number, entry["range"])
     rescaled = None
     if "rescaled" in entry:
         factors = tuple(_factor(name, value) for value in entry["rescaled"]["factors"])
         rescaled = Rescaled(factors, _thresholds(name, entry["rescaled"]["threshold"]))
     thresholds = _thresholds(name, entry["threshold"])
-    return TensorRange(low, high, thresholds, str(entry["method"]), rescaled)
+    if not isinstance(entry["method"], str):
+        raise ValueError(f"method {entry['method']!r} of tensor {name!r}")
+    if low is not None and high is not None:
+        if low > high:
+            raise ValueError(f"range {low:g} to {high:g} of tensor {name!r}")
+        _require_near(name, thresholds, max(-low, high))
+        if rescaled is not None:
+            _require_near(
+                name, rescaled.thresholds, max(-low, high) * max(rescaled.factors, default=1.0)
+            )
+    return TensorRange(low, high, thresholds, entry["method"], rescaled)
+
+
+def _require_near(name: str, thresholds: Mapping[str, float], largest: float) -> None:
+    """No method puts a threshold beyond what was seen, nor leaves nothing of it."""
+    for value in thresholds.values():
+        if not _SMALLEST_SHARE * largest <= value <= _LARGEST_SHARE * largest:
+            raise ValueError(f"threshold {value:g} of tensor {name!r}, seen up to {largest:g}")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
 
 
 def _thresholds(name: str, said: Any) -> dict[str, float]:
@@ -214,14 +243,14 @@ def _rescaled_json(rescaled: Rescaled | None) -> dict[str, Any]:
 
 
 def _factor(name: str, value: Any) -> float:
-    number = float(value)
+    number = _number(value)
     if not 1 <= number <= LARGEST:
         raise ValueError(f"factor {value!r} of a channel of tensor {name!r}")
     return number
 
 
 def _positive(name: str, value: Any) -> float:
-    number = float(value)
+    number = _number(value)
     if not 0 < number < float("inf"):
         raise ValueError(f"threshold {value!r} of tensor {name!r}")
     return number
@@ -266,7 +295,8 @@ def calibrate(
         chosen = _choose(method, kinds, histogram.magnitudes(weights=weights))
         rescaled = None
         if rescale and link is not None and link.maker is not None and gains is not None:
-            found = factors(histogram, gains, kinds[-1].qmax)
+            exponents = PRODUCTS if link.products else EXPONENTS
+            found = factors(histogram, gains, kinds[-1].qmax, exponents)
             if found is not None:
                 scaled = None if weights is None else weights / found**2
                 magnitudes = histogram.magnitudes(found, scaled)

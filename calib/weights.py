@@ -14,6 +14,7 @@ import numpy as np
 from vggdeploy import graphs
 from vggdeploy.calib.channels import links
 from vggdeploy.errors import CalibrationError
+from vggdeploy.half import narrow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +53,13 @@ class Factors:
         if self.inputs is None:
             return None
         return np.repeat(self.inputs, inputs // len(self.inputs))
+
+    def before(self, scales: NDArray[Any]) -> NDArray[Any]:
+        """Scales ``[outputs, ...]`` of the rescaled weights, as those of weights whose outputs are
+        not yet multiplied: the integers are the same."""
+        if self.outputs is None:
+            return scales
+        return scales / self.outputs.reshape(-1, *(1,) * (scales.ndim - 1))
 
 
 def rescaling(placement: Placement, table: CalibrationTable) -> dict[str, Factors]:
@@ -175,21 +183,3 @@ def _blocks(
         if factors.outputs is not None:
             block = block * factors.outputs[part].reshape(-1, *(1,) * (block.ndim - 1))
         yield part, block
-
-
-def narrow(values: NDArray[np.floating], dtype: str, what: str) -> NDArray[Any]:
-    """Cast to a dialect's high-precision type.
-
-    Raises:
-        CalibrationError: when a value is too large for it.
-    """
-    with np.errstate(over="ignore"):
-        cast = values.astype(dtype)
-    if not np.isfinite(cast).all():
-        raise CalibrationError(
-            f"{what} does not fit {dtype}",
-            got=f"{np.abs(values).max():g}",
-            expected=f"{float(np.finfo(dtype).max):g} at most",
-            fix="rescale the network, or build for another target",
-        )
-    return cast

@@ -182,6 +182,15 @@ def two_readers() -> Chain:
     return _ended(chain, 5)
 
 
+def product_and_convolution() -> Chain:
+    """One ReLU's output read by a convolution and, flat, by a matrix product; outputs are added."""
+    chain = Chain(10).conv("c0", 4, 3).relu("r0").conv("c1", 5, 4).relu("r1")
+    chain.node("GlobalAveragePool", "mean").reshape("flat", 5).gemm("f0", 4, 5, rows=True)
+    chain.at = "r0"
+    chain.reshape("beside", 4 * SIDE * SIDE).gemm("f1", 4, 4 * SIDE * SIDE, rows=True)
+    return chain.node("Add", "sum", "f0")
+
+
 def _ended(chain: Chain, width: int) -> Chain:
     chain.node("GlobalAveragePool", "mean").reshape("flat", width)
     return chain.gemm("f0", 4, width, rows=True)

@@ -54,15 +54,22 @@ def _onnxruntime_optimized(path: Path, image: Array, taps: Sequence[str]) -> dic
     return _onnxruntime(path, image, taps, optimized=True)
 
 
-class _FloatKernels(OpenVINO):
-    """OpenVINO without its low-precision transformations: Q/DQ pairs round in float32."""
+class _Kernels(OpenVINO):
+    """OpenVINO without roundings of its own: products of floats stay such."""
+
+    def configuration(self, options: RunOptions) -> dict[str, Any]:
+        return {**super().configuration(options), "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+
+
+class _FloatKernels(_Kernels):
+    """And without its low-precision transformations: Q/DQ pairs round in float32."""
 
     def configuration(self, options: RunOptions) -> dict[str, Any]:
         return {**super().configuration(options), "LP_TRANSFORMS_MODE": "NO"}
 
 
 def _openvino(
-    path: Path, image: Array, taps: Sequence[str], kind: type[OpenVINO] = OpenVINO
+    path: Path, image: Array, taps: Sequence[str], kind: type[OpenVINO] = _Kernels
 ) -> dict[str, Array]:
     target = kind("ov-int8", "int8", DIALECTS["openvino"])
     with target.open_graph(path, taps, RunOptions(batch=len(image))) as runner:
@@ -94,8 +101,8 @@ class Engine:
 
     def saturates(self, dialect: Dialect) -> bool:
         """Whether integers overflow here: x86 without VNNI adds pairs of 8-bit products in 16
-        bits, which hold 2 * 255 * 63 and not 2 * 255 * 127."""
-        return self.integers and dialect.weight.qmax > 63 and machine.saturates()
+        bits, which hold 2 * 255 * 64 and not 2 * 255 * 127."""
+        return self.integers and dialect.weight.qmax > 64 and machine.saturates()
 
 
 ENGINES = {

@@ -63,10 +63,10 @@ def meant(
 
         return edit
 
-    edits = {point.name: rounded(point) for point in built.points}
+    edits = {point.name: rounded(point) for point in built.points(dialect)}
     for node, weight in zip(weighted(graph), weights, strict=True):
         edits[node.inputs[1]] = lambda _, weight=weight: weight
-    outputs, _ = _factors(built, table)
+    outputs, _ = _factors(built, table, dialect)
     for name in graph.constants:
         if name.endswith(".bias"):
             factors = outputs.get(name.removesuffix(".bias"), 1.0)
@@ -76,12 +76,16 @@ def meant(
     return integers, graph.run(image, edits)[graph.output]
 
 
-def _factors(built: Built, table: CalibrationTable) -> tuple[dict[str, Array], dict[str, Array]]:
-    """What a layer's outputs are multiplied by, and what its inputs, by its name."""
+def _factors(
+    built: Built, table: CalibrationTable, dialect: Dialect
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What a layer's outputs are multiplied by, and what its inputs, by its name: for tensors that
+    the dialect quantizes."""
     outputs, inputs = {}, {}
+    quantized = {point.name for point in built.points(dialect)}
     for link in built.rescalable:
         entry = table.tensors[link.point].rescaled
-        if entry is not None:
+        if entry is not None and link.point in quantized:
             outputs[link.maker] = np.array(entry.factors)
             inputs[link.reader] = np.repeat(entry.factors, link.places)
     return outputs, inputs
@@ -93,11 +97,13 @@ def weight_faults(
     """What is wrong with the quantized weights: integers out of range, a scale that is not the
     channel's largest magnitude over the largest integer, a value more than half a step off."""
     faults = []
-    outputs, inputs = _factors(built, table)
+    outputs, inputs = _factors(built, table, dialect)
     plain = float64.Graph(built.model)
     values = quantized.run(built.image)
     makers = {node.output: node for node in quantized.nodes}
-    for before, after in zip(weighted(plain), weighted(quantized), strict=True):
+    layers = zip(weighted(plain), weighted(quantized), built.tensors, strict=True)
+    for before, after, point in layers:
+        qmax = point.weights(dialect).qmax
         weight = plain.constants[before.inputs[1]]
         axis = 0 if before.operator == "Conv" or before.attributes.get("transB", 0) else 1
         for place, factors in ((axis, outputs), (1 - axis, {n: 1 / f for n, f in inputs.items()})):
@@ -107,15 +113,15 @@ def weight_faults(
             weight = weight * own.reshape(sides)
         over = tuple(place for place in range(weight.ndim) if place != axis)
         amax = np.abs(weight).max(over, keepdims=True)
-        step = in_precision(amax / dialect.weight.qmax, dialect)
+        step = in_precision(amax / qmax, dialect)
         step[amax == 0] = 1
         maker = makers[after.inputs[1]]
         integers, scales = (quantized.constants[name] for name in maker.inputs[:2])
-        if np.abs(integers).max() > dialect.weight.qmax:
-            faults.append(f"{before.output}: an integer beyond {dialect.weight.qmax}")
+        if np.abs(integers).max() > qmax:
+            faults.append(f"{before.output}: an integer beyond {qmax}")
         # The quotient is rounded in float32 before it is narrowed.
         if not np.allclose(scales, step.ravel(), rtol=1e-6, atol=0):
-            faults.append(f"{before.output}: scales are not amax / {dialect.weight.qmax}")
+            faults.append(f"{before.output}: scales are not amax / {qmax}")
         if (np.abs(values[after.inputs[1]] - weight) > step * (0.5 + 1e-5)).any():
             faults.append(f"{before.output}: a weight more than half a step off")
     return faults

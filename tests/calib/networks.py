@@ -15,7 +15,7 @@ from hypothesis import strategies
 from vggdeploy.calib import CalibrationTable, Statistics, calibrate, quantize
 from vggdeploy.calib.histogram import Histogram
 from vggdeploy.calib.table import Rescaled, TensorRange
-from vggdeploy.contracts import CPU_WEIGHTS, DIALECTS
+from vggdeploy.contracts import CPU_WEIGHTS, DIALECTS, IntegerType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +35,9 @@ FORMS = {
 
 IMAGE_STEP = 2.0**-5
 """The image holds multiples of half of it, so that with this scale every other pixel is a tie."""
+
+TURNED = "chw"
+"""An image with channels last, transposed: it is quantized in front of the Transpose."""
 
 METHODS = ("minmax", "mse", "percentile")  # entropy chooses as these do, and takes its time
 RANGES = (*METHODS, "clipped", "powers of two", "rescaled")
@@ -83,13 +86,37 @@ class Network:
     ranges: str = "minmax"
     seed: int = 0
 
+    @property
+    def skips_moved_values(self) -> bool:
+        """Whether a 1x1 convolution with a stride reads what was moved in 8 bits: an image with
+        channels last, or a max pool.
+
+        OpenVINO 2026.4 takes the stride to the front of that and loses its place, with the pair in
+        front, where it takes the pair by itself, as with the pair behind; behind a pool most runs
+        of one and the same model are wrong, and some are right.
+        """
+        before = ["turned" if self.channels_last else "", *(c.pool for c in self.convolutions)]
+        return any(
+            moved and layer.kernel == 1 and layer.stride > 1
+            for moved, layer in zip(before, self.convolutions, strict=False)
+        )
+
 
 @dataclass(frozen=True)
 class Point:
-    """A tensor that must be quantized, and whether it can never be negative."""
+    """A tensor that must be quantized, whether it can never be negative, whether a matrix product
+    reads it, which some dialects leave in float, and whether it is the image, of both signs."""
 
     name: str
     nonnegative: bool
+    product: bool
+    image: bool
+
+    def weights(self, dialect: Dialect) -> IntegerType:
+        """The type of the weights that read it."""
+        if self.product and isinstance(dialect.matrix, IntegerType):
+            return dialect.matrix
+        return dialect.image_weight if self.image else dialect.weight
 
 
 @dataclass(frozen=True)
@@ -117,17 +144,25 @@ class Built:
 
     Attributes:
         model: the onnx.ModelProto, image ``[N, 3, side, side]`` or with channels last.
-        points: the tensors to be quantized, in order.
-        pools: outputs of the pools that must run on 8 bits: those between a ReLU and the next
-            layer with only reshaping beside them.
+        tensors: the tensors that can be quantized, in order.
+        between: outputs of the pools between a ReLU and the next layer with only reshaping beside
+            them, and that layer's tensor.
         image: some images, values of both signs.
     """
 
     model: Any
-    points: tuple[Point, ...]
-    pools: tuple[str, ...]
+    tensors: tuple[Point, ...]
+    between: tuple[tuple[str, Point], ...]
     image: NDArray[np.float32]
     rescalable: tuple[Rescalable, ...] = ()
+
+    def points(self, dialect: Dialect) -> tuple[Point, ...]:
+        """The tensors that must be quantized."""
+        return tuple(point for point in self.tensors if not (point.product and dialect.matrix))
+
+    def pools(self, dialect: Dialect) -> set[str]:
+        """Outputs of the pools that must run on 8 bits."""
+        return {pool for pool, point in self.between if point in self.points(dialect)}
 
 
 POOLS = {
@@ -145,7 +180,7 @@ class _Builder:
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
         self.points: list[Point] = []
-        self.pools: list[str] = []
+        self.between: list[tuple[str, Point]] = []
         self.passed: list[str] = []  # pools since the last activation
         self.at = "image"
         self.relu = ""  # the ReLU's output of which this tensor is a selection
@@ -165,8 +200,9 @@ class _Builder:
 
     def weighted(self, layer: Layer, name: str, shape: tuple[int, ...]) -> list[str]:
         """The point in front of a layer, and the names of its weight ``[width, ...]`` and bias."""
-        self.points.append(Point(self.relu or self.at, self.nonnegative))
-        self.pools += self.passed if self.relu else []
+        point = Point(self.relu or self.at, self.nonnegative, len(shape) == 2, not self.points)
+        self.points.append(point)
+        self.between += [(pool, point) for pool in self.passed] if self.relu else []
         self.passed = []
         spread = layer.gain * np.sqrt(2 / np.prod(shape[1:]))
         weight = self.rng.normal(0, spread, shape)
@@ -201,7 +237,7 @@ def build(network: Network) -> Built:
     image = (whole * (IMAGE_STEP / 2)).astype(np.float32)
     make = _Builder(rng)
     if network.channels_last:
-        make.node("Transpose", "chw", perm=[0, 3, 1, 2])
+        make.node("Transpose", TURNED, perm=[0, 3, 1, 2])
     width, side = 3, network.side
     rescalable = []
     for index, layer in enumerate(network.convolutions):
@@ -253,23 +289,23 @@ def build(network: Network) -> Built:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     whole_model = onnx.shape_inference.infer_shapes(model)
-    return Built(whole_model, tuple(make.points), tuple(make.pools), image, tuple(rescalable))
+    return Built(whole_model, tuple(make.points), tuple(make.between), image, tuple(rescalable))
 
 
 def table_of(built: Built, ranges: str) -> CalibrationTable:
     """A calibration table from the float64 run of the network's own images."""
     values = float64.Graph(built.model).run(built.image)
-    amax = {point.name: float(np.abs(values[point.name]).max()) for point in built.points}
+    amax = {point.name: float(np.abs(values[point.name]).max()) for point in built.tensors}
     if ranges in METHODS and all(amax.values()):
         seen = {}
-        for point in built.points:
+        for point in built.tensors:
             seen[point.name] = Histogram()
             seen[point.name].add(values[point.name].astype(np.float32))
-        signs = {point.name: point.nonnegative for point in built.points}
+        signs = {point.name: point.nonnegative for point in built.tensors}
         return calibrate(Statistics(len(built.image), seen), signs, ranges, {})
     tensors = {}
     changes = _changes(built, values) if ranges == "rescaled" else {}
-    for point in built.points:
+    for point in built.tensors:
         largest = amax[point.name] or 1.0
         thresholds = {}
         for kind, levels in (("int8", 127), ("uint8", 255)):
@@ -288,7 +324,7 @@ def _changes(built: Built, values: dict[str, Array]) -> dict[str, Rescaled]:
     rng, found = np.random.default_rng(1), {}
     for link in built.rescalable:
         factors = 2.0 ** rng.integers(0, 5, link.channels)
-        amax = np.abs(values[link.point]).max((0, 2, 3)) * factors
+        amax = np.abs(values[link.point]).max((0, *range(2, values[link.point].ndim))) * factors
         threshold = 0.8 * float(amax.max()) or 1.0
         found[link.point] = Rescaled(
             tuple(factors.tolist()), {"int8": threshold, "uint8": threshold}

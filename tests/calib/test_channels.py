@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import chains
@@ -12,9 +13,10 @@ from chains import CHAINS, SIDE, Chain
 
 from vggdeploy import graphs
 from vggdeploy.calib import CalibrationTable, links, place, quantize
+from vggdeploy.calib.rounding import weight_types
 from vggdeploy.calib.table import Rescaled, TensorRange
 from vggdeploy.calib.weights import Factors, rescaled, rescaling, round_weights
-from vggdeploy.contracts import DIALECTS, INT8_NARROW
+from vggdeploy.contracts import DIALECTS
 from vggdeploy.errors import CalibrationError
 
 onnx = pytest.importorskip("onnx")
@@ -47,13 +49,17 @@ def table_for(path: Path, largest: float = 40) -> CalibrationTable:
         change = None
         if link is not None and link.maker is not None:
             own = factors_for(link.channels, seed, largest)
-            amax = float((x.max((0, 2, 3)) * own).max())
+            amax = float((x.max((0, *range(2, x.ndim))) * own).max())
             change = Rescaled(own, {"int8": amax, "uint8": amax})
         amax = float(x.max())
         tensors[point.name] = TensorRange(
             -amax, amax, {"int8": amax, "uint8": amax}, "minmax", change
         )
     return CalibrationTable(tensors, {})
+
+
+EVERYTHING = replace(DIALECTS["openvino"], matrix=None)
+"""Inputs of products are quantized, and so rescaled, as those of convolutions."""
 
 
 # --- what is followed
@@ -113,7 +119,8 @@ def test_channels_are_told_apart_up_to_the_layer(name: str, tmp_path: Path) -> N
             for channel in range(link.channels):
 
                 def only(x: np.ndarray, channel: int = channel) -> np.ndarray:
-                    numbers = np.broadcast_to(np.arange(x.shape[1])[:, None, None], x.shape)
+                    numbers = np.arange(x.shape[1]).reshape(-1, *(1,) * (x.ndim - 2))
+                    numbers = np.broadcast_to(numbers, x.shape)
                     return (numbers == channel).astype(float)
 
                 x = graph.run(IMAGES[:1], {tensor: only})[source][0]
@@ -162,12 +169,13 @@ def test_gains_of_several_readers_add_up(tmp_path: Path) -> None:
 def unrounded(path: Path, table: CalibrationTable, tmp_path: Path) -> dict[str, np.ndarray]:
     """Every tensor of the rescaled network in float64, nothing rounded: the float graph with the
     rescaled weights, and the biases that `quantize` writes."""
-    quantize(path, table, DIALECTS["openvino"], tmp_path / "quantized.onnx")
+    quantize(path, table, EVERYTHING, tmp_path / "quantized.onnx")
     plain, written = (
         float64.Graph(onnx.load(file)) for file in (path, tmp_path / "quantized.onnx")
     )
     placement = placed(path)
     factors = rescaling(placement, table)
+    kinds = weight_types(placement, EVERYTHING)
     edits: dict[str, Any] = {}
     makers = {node.output: node for node in written.nodes}
     for found in placement.weighted:
@@ -184,7 +192,7 @@ def unrounded(path: Path, table: CalibrationTable, tmp_path: Path) -> dict[str, 
         # The integers are those of these weights.
         maker = makers[inputs[1]]
         integers, steps = (written.constants[part] for part in maker.inputs[:2])
-        expected, scales = round_weights(weight, found.channel_axis, INT8_NARROW, "float32")
+        expected, scales = round_weights(weight, found.channel_axis, kinds[name], "float32")
         np.testing.assert_array_equal(steps, scales)
         np.testing.assert_array_equal(integers, expected)
     return plain.run(IMAGES, edits)
@@ -202,7 +210,8 @@ def test_the_function_is_preserved(name: str, tmp_path: Path) -> None:
     for tensor in changed:
         entry = table.tensors[tensor].rescaled
         assert entry is not None
-        wide = before[tensor] * np.array(entry.factors)[:, None, None]
+        factors = np.array(entry.factors).reshape(-1, *(1,) * (before[tensor].ndim - 2))
+        wide = before[tensor] * factors
         assert np.abs(wide - before[tensor]).max() > 1
         np.testing.assert_allclose(after[tensor], wide, rtol=1e-5, atol=1e-6)
 
@@ -233,6 +242,19 @@ def test_shared_weights_and_several_readers_quantize(
     np.testing.assert_allclose(after, before, atol=0.05 * np.abs(before).max())
 
 
+@pytest.mark.parametrize("dialect", ["openvino", "openvino-w4"])
+def test_a_channel_is_divided_for_a_product_with_float_inputs_too(
+    dialect: str, tmp_path: Path
+) -> None:
+    path = chains.product_and_convolution().save(tmp_path / "float.onnx")
+    table = table_for(path, 4)
+    assert table.tensors["r0"].rescaled
+    quantize(path, table, DIALECTS[dialect], tmp_path / "quantized.onnx")
+    before = float64.Graph(onnx.load(path)).run(IMAGES)["scores"]
+    after = float64.Graph(onnx.load(tmp_path / "quantized.onnx")).run(IMAGES)["scores"]
+    np.testing.assert_allclose(after, before, atol=0.1 * np.abs(before).max())
+
+
 # --- what does not fit
 
 
@@ -258,7 +280,7 @@ def test_a_tensor_that_cannot_be_rescaled_is_named(tensor: str, tmp_path: Path) 
     path = chains.convolutions().save(tmp_path / "float.onnx")
     table = with_factors(table_for(path), tensor, 1.0, 2.0, 3.0)
     with pytest.raises(CalibrationError, match=rf"tensor '{tensor}' cannot be.*made from this mod"):
-        quantize(path, table, DIALECTS["openvino"], tmp_path / "quantized.onnx")
+        quantize(path, table, EVERYTHING, tmp_path / "quantized.onnx")
 
 
 def test_a_bias_keeps_its_name_and_a_foreign_one_its_value(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vggdeploy.calib.histogram import Histogram, Magnitudes, counted
+from vggdeploy.errors import CalibrationError
 
 BIN = 1 / 32
 """A bin's width, as a share of any value in it, at most."""
@@ -355,3 +356,17 @@ def test_halves_have_magnitudes_of_their_own() -> None:
     assert histogram.magnitudes(half=1).amax == 8
     assert histogram.magnitudes(np.ones(3), np.ones(3), half=1).counts.tolist() == [30]
     assert histogram.magnitudes().amax == 8
+
+
+@given(st.lists(hnp.arrays(np.float32, (1, 6), elements=floats), min_size=1, max_size=5))
+def test_a_vector_is_a_map_of_one_position(parts: list[np.ndarray]) -> None:
+    vectors = observed(*parts, channels=6)
+    assert state(vectors) == state(observed(*(part[..., None, None] for part in parts), channels=6))
+    np.testing.assert_array_equal(vectors.counts(), plain(parts, vectors.edges()))
+
+
+def test_more_than_can_be_counted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vggdeploy.calib.histogram.MOST", 10)
+    histogram = observed(*[np.ones((1, 2, 1, 5), np.float32)] * 2, channels=2)
+    with pytest.raises(CalibrationError, match="more than 10 values of a channel"):
+        histogram.add(np.ones((1, 2, 1, 1), np.float32))

@@ -24,8 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
+    from vggdeploy.contracts import Dialect
+
 LAYERS = ("c0", "c1", "c2", "f0", "f1")
 IMAGES = np.random.default_rng(5).standard_normal((3, 3, 32, 32)).astype(np.float32)
+
+
+EVERYTHING = replace(DIALECTS["openvino"], matrix=None)
+"""Inputs of products are quantized, and so rescaled, as those of convolutions."""
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +58,13 @@ def table(small: Path) -> CalibrationTable:
         if link.maker is None:
             continue
         factors = np.geomspace(1, 8, link.channels)
-        largest = np.abs(values[name]).max((0, 2, 3))
+        largest = np.abs(values[name]).max((0, *range(2, values[name].ndim)))
         amax = float((largest * factors).max())
         scaled = Rescaled(tuple(factors.tolist()), {"int8": amax, "uint8": amax})
         tensors[name] = replace(tensors[name], rescaled=scaled)
     made = replace(plain, tensors=tensors)
     rescaled = [name for name, tensor in tensors.items() if tensor.rescaled]
-    assert rescaled == ["c0.relu", "c1.relu", "c2.relu"]
+    assert rescaled == ["c0.relu", "c1.relu", "c2.relu", "f0.relu"]
     return made
 
 
@@ -67,9 +73,9 @@ def written(
     table: CalibrationTable,
     out: Path,
     keep: Collection[str] = (),
-    dialect: str = "openvino",
+    dialect: Dialect = EVERYTHING,
 ) -> Any:
-    quantize(small, table, DIALECTS[dialect], out, keep=keep)
+    quantize(small, table, dialect, out, keep=keep)
     return onnx.load(out)
 
 
@@ -100,7 +106,7 @@ def biases(model: Any) -> dict[str, np.ndarray]:
 def test_a_kept_layer_reads_and_holds_floats(
     small: Path, table: CalibrationTable, tmp_path: Path
 ) -> None:
-    done = quantize(small, table, DIALECTS["openvino"], tmp_path / "out.onnx", keep={"c1", "f1"})
+    done = quantize(small, table, DIALECTS["tensorrt"], tmp_path / "out.onnx", keep={"c1", "f1"})
     assert done.weights == ("c0", "c2", "f0")
     assert done.left == (("c1", "kept in high precision"), ("f1", "kept in high precision"))
     assert done.activations == ("image", "c1.relu", "c2.relu")
@@ -150,7 +156,7 @@ def test_factors_do_not_depend_on_what_is_kept(
 def test_other_dialects_keep_layers_too(
     small: Path, table: CalibrationTable, tmp_path: Path, dialect: str
 ) -> None:
-    model = written(small, table, tmp_path / "out.onnx", {"c1", "f0"}, dialect)
+    model = written(small, table, tmp_path / "out.onnx", {"c1", "f0"}, DIALECTS[dialect])
     makers = {output: node.op_type for node in model.graph.node for output in node.output}
     held = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     kinds = onnx.TensorProto

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from chains import Chain
 
 from vggdeploy import graphs
 from vggdeploy.calib import CalibrationTable, place, quantize
+from vggdeploy.calib.rounding import weight_types
 from vggdeploy.calib.table import TensorRange
-from vggdeploy.contracts import DIALECTS
+from vggdeploy.contracts import CPU_WEIGHTS, DIALECTS
 from vggdeploy.errors import CalibrationError
 
 onnx = pytest.importorskip("onnx")
@@ -80,6 +83,7 @@ def test_vgg_has_a_pair_before_each_pool_and_none_behind(
 ) -> None:
     model = slim_places(dialect)
     made = makers(model)
+    floats = DIALECTS[dialect].matrix is not None  # read by matrix products
     counts = dict.fromkeys(("QuantizeLinear", "MaxPool", "Conv", "Gemm"), 0)
     for node in model.graph.node:
         if node.op_type not in counts:
@@ -90,15 +94,19 @@ def test_vgg_has_a_pair_before_each_pool_and_none_behind(
             maker = made.get(node.input[0])
             assert maker is None or maker.op_type in ("Relu", "Cast")
         elif node.op_type == "MaxPool":
-            assert made[node.input[0]].op_type == "DequantizeLinear"
+            last = counts["MaxPool"] == 5
+            float_pool = "Relu" if floats and last else "DequantizeLinear"
+            assert made[node.input[0]].op_type == float_pool
         else:
             before = made[node.input[0]]
             while before.op_type in ("Reshape", "MaxPool"):
                 before = made[before.input[0]]
-            assert before.op_type == "DequantizeLinear"
+            wide = node.op_type == "Gemm" and floats
+            assert before.op_type == ("Relu" if wide else "DequantizeLinear")
             assert made[node.input[1]].op_type == "DequantizeLinear"
-    # The image, and each of the fifteen ReLUs: thirteen convolutions' and two layers'.
-    assert counts == {"QuantizeLinear": 16, "MaxPool": 5, "Conv": 13, "Gemm": 3}
+    # The image, and each ReLU: twelve between convolutions, three in front of products.
+    pairs = 13 if floats else 16
+    assert counts == {"QuantizeLinear": pairs, "MaxPool": 5, "Conv": 13, "Gemm": 3}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -145,6 +153,42 @@ def test_bias_stays_and_a_missing_one_is_no_trouble(
     assert convs["c1"].input[2] == "c1.bias"
     assert tensors(model)["c1.bias"].dtype == np.float32
     assert "c1.weight" not in tensors(model)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "tops"),
+    [
+        ("openvino", {"c0": 64, "c1": 127, "f0": 127}),
+        ("openvino-w4", {"c0": 64, "c1": 127, "f0": 127}),
+        ("openvino avx2", {"c0": 64, "c1": 64, "f0": 127}),
+        ("openvino-w4 avx2", {"c0": 64, "c1": 64, "f0": 127}),
+        ("tensorrt", {"c0": 127, "c1": 127, "f0": 127}),
+    ],
+)
+def test_bits_of_weights(dialect: str, tops: dict[str, int], tmp_path: Path) -> None:
+    """Seven where sums would saturate: of the image, and on a CPU without VNNI of all convolutions,
+    signed or not; never where floats are read. No group divides six inputs."""
+    name, _, cpu = dialect.partition(" ")
+    chosen = DIALECTS[name]
+    chosen = replace(chosen, weight=CPU_WEIGHTS[cpu]) if cpu else chosen
+    chain = Chain().conv("c0", 6, 3).node("Tanh", "t0").conv("c1", 6, 6).relu("r1")
+    chain.node("GlobalAveragePool", "mean").reshape("flat", 6).gemm("f0", 4, 6, rows=True)
+    placement = place(graphs.read(chain.save(tmp_path / "float.onnx")), matrices=not chosen.matrix)
+    types = weight_types(placement, chosen)
+    assert {name: types[f"{name}.weight"].qmax for name in tops} == tops
+
+
+def test_what_stands_behind_no_layer_is_of_the_image(tmp_path: Path) -> None:
+    """Behind arithmetic and transposes too; not behind a layer, even without a ReLU."""
+    chain = Chain().node("Mul", "scaled", "image").conv("c0", 6, 3).conv("c1", 6, 6).relu("r0")
+    path = (
+        chain.conv("c2", 4, 6)
+        .node("GlobalAveragePool", "mean")
+        .reshape("flat", 4)
+        .save(tmp_path / "float.onnx")
+    )
+    points = {point.name: point.of_image for point in place(graphs.read(path)).points}
+    assert points == {"scaled": True, "c0": False, "r0": False}
 
 
 def test_weights_that_are_not_constant_are_left_and_listed(tmp_path: Path) -> None:
@@ -224,6 +268,23 @@ def test_residual_reads_stay_in_float_where_a_pool_is_read_twice(tmp_path: Path)
     assert list(made["p"].input) == ["b"]
     assert list(made["sum"].input) == ["c", "p"]
     assert made[made["c"].input[0]].op_type == "DequantizeLinear"
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_tensors_of_the_graph_keep_their_names(dialect: str, tmp_path: Path) -> None:
+    """Though they are called as the product would call its own."""
+    chain = Chain().conv("c0", 6, 3).relu("r0").conv("r0.scale", 6, 6).relu("r0.quantized")
+    chain = chain.conv("image.scale", 6, 6).relu("c0.weight.dequantized")
+    chain.node("GlobalAveragePool", "mean").reshape("flat", 6).gemm("f0", 4, 6, rows=True)
+    path = chain.save(tmp_path / "float.onnx")
+    made, _ = quantized(path, dialect)
+    onnx.checker.check_model(made, full_check=True)
+    assert [value.name for value in made.graph.output] == ["scores"]
+    outputs = [name for node in made.graph.node for name in node.output]
+    assert len(set(outputs)) == len(outputs)
+    assert {"r0", "r0.scale", "r0.quantized", "image.scale", "c0.weight.dequantized"} <= set(
+        outputs
+    )
 
 
 def test_tensor_that_the_table_lacks_is_named(

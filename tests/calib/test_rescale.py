@@ -197,3 +197,27 @@ def test_loss_is_measured_on_the_other_half() -> None:
         expected = loss(other, gains, scaled, best_threshold(seen, gains, scaled))
         found = rescale._loss(histogram, gains, LEVELS, scaled, half)
         assert found == pytest.approx(expected, rel=0.05)
+
+
+def test_a_vectors_channel_is_known_by_its_size() -> None:
+    """From one value an image its root mean square is known better than how large it gets."""
+    images = np.maximum(maps(11, [1.0, 0.3, 0.05], images=40, side=1), 0)
+    found = factors(observed(images), np.ones(3), LEVELS)
+    assert found is not None
+    values = images.astype(np.float64)
+    size = np.sqrt((values**2).sum((0, 2, 3)) / (values > 0).sum((0, 2, 3)))
+    exponent = np.log(found[1:]) / np.log(size.max() / size[1:])
+    np.testing.assert_allclose(exponent, exponent[0], rtol=0.02)
+    assert min(abs(exponent[0] - one) for one in (0.125, 0.25)) < 0.005
+
+
+def test_products_may_go_further() -> None:
+    images = maps(12, [1.0, 0.02, 0.02, 0.02])
+    gains = np.array([1e-9, 1.0, 1.0, 1.0])
+    near, far = (
+        factors(observed(images), gains, LEVELS, exponents)
+        for exponents in (rescale.EXPONENTS, rescale.PRODUCTS)
+    )
+    assert near is not None
+    assert far is not None
+    assert far[1] > 2 * near[1]

@@ -35,6 +35,7 @@ from vggdeploy.preprocess import Preprocess
 onnx = pytest.importorskip("onnx")
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from vggdeploy.calib.rounding import Rounded
@@ -178,7 +179,7 @@ def test_integers_scales_and_biases_are_saved(
             assert mine.dtype == theirs.dtype
             np.testing.assert_array_equal(mine, theirs)
         assert again[name].group == layer.group
-    assert made["f0.weight"].group == (64 if DIALECTS[dialect].matrix else None)
+    assert made["f0.weight"].group == (64 if DIALECTS[dialect].grouped else None)
     save_rounded({"x": replace(made["c0.weight"], bias=None)}, tmp_path / "plain.npz")
     assert load_rounded(tmp_path / "plain.npz")["x"].bias is None
 
@@ -201,19 +202,21 @@ def test_bias_correction_takes_the_mean_error_of_every_layer(
     graph = float64.Graph(onnx.load(tmp_path / "quantized.onnx"))
     placement = place(graphs.read(path), matrices=coarse.matrix is None)
     factors = {
-        point.name: np.array(table.tensors[point.name].rescaled.factors)[:, None, None]
+        point.name: np.array(table.tensors[point.name].rescaled.factors).reshape(
+            -1, *(1,) * (plain[point.name].ndim - 2)
+        )
         if table.tensors[point.name].rescaled else 1.0
-        for point in placement.points
+        for point in placement.tensors
     }  # fmt: skip
     feeds = {
         point.name: lambda _, x=plain[point.name] * factors[point.name]: x
         for point in placement.points
     }
     if coarse.matrix is not None:
-        feeds |= {name: lambda _, x=plain[name]: x for name in ("flat", "r3")}
+        feeds |= {"flat": lambda _: plain["flat"], "r3": lambda _: plain["r3"]}
     values = graph.run(batch(seen), feeds)
     for layer in ("c0", "c1", "c2", "f0", "scores"):
-        behind = f"r{layer[1]}" if layer in ("c0", "c1", "c2") else ""
+        behind = {"c0": "r0", "c1": "r1", "c2": "r2", "f0": "r3"}.get(layer, "")
         meant = plain[layer] * factors.get(behind, 1.0)
         over = tuple(axis for axis in range(meant.ndim) if axis != 1)
         off = np.abs((values[layer] - meant).mean(over)).max() / meant.std()
@@ -251,7 +254,7 @@ def test_a_layer_behind_a_dead_one_is_rounded_to_nearest(
     made = rounded_layers(path, table, seen, dialect)["c1.weight"]
     (found,) = (node for node in placement.weighted if node.name == "c1")
     factors = rounding.rescaling(placement, table)["c1.weight"]
-    nearest = rounding.round_to_nearest(found, dialect, factors)
+    nearest = rounding.round_to_nearest(found, dialect, dialect.weight, factors)
     columns = np.repeat(np.arange(12), 9)
     dead = np.isin(columns, [2, 5])
     np.testing.assert_array_equal(made.scales, nearest.scales)
@@ -313,3 +316,44 @@ def test_what_cannot_be_followed_is_not_asked_for(
         assert layer.strides == tuple(attributes.get("strides", (1, 1)))
         assert layer.dilations == tuple(attributes.get("dilations", (1, 1)))
         assert layer.pads == tuple(attributes.get("pads", (0, 0, 0, 0)))
+
+
+def back_to_a_map() -> Chain:
+    """A product whose outputs a convolution reads."""
+    chain = Chain(12).conv("c0", 12, 3).relu("r0").pool("p0").pool("p1").reshape("flat", 12 * 4)
+    chain = chain.gemm("f0", 32, 48, rows=True).relu("r3")
+    chain = chain.node("Reshape", "map", chain.constant("map.shape", np.array([-1, 32, 1, 1])))
+    return chain.conv("c1", 10, 32).reshape("end", 10)
+
+
+@pytest.mark.parametrize(
+    ("make", "dialect", "second_order", "least"),
+    [
+        (wide, "tensorrt", True, 30),
+        (wide, "tensorrt", False, 30),
+        (back_to_a_map, "openvino", True, 32),
+        (back_to_a_map, "openvino", False, 32),
+        (back_to_a_map, "openvino-w4", True, 30),
+        (back_to_a_map, "openvino-w4", False, 17),
+    ],
+)
+def test_a_product_puts_out_rescaled_channels(
+    make: Callable[[], Chain],
+    dialect: str,
+    second_order: bool,
+    least: float,
+    images: dataset.Dataset,
+    tmp_path: Path,
+) -> None:
+    """Its factors, of 1 to 2, would leave 8 dB where they were forgotten, and 28 where the scales
+    of groups alone did not know them."""
+    path = make().save(tmp_path / "float.onnx", 10)
+    seen = part(images, 0)
+    table = calibrated(path, seen)
+    made = rounded_layers(path, table, seen, DIALECTS[dialect]) if second_order else None
+    quantize(path, table, DIALECTS[dialect], tmp_path / "quantized.onnx", made)
+    change = table.tensors["r3"].rescaled
+    assert change is not None
+    meant = float64.Graph(onnx.load(path)).run(batch(seen))["r3"] * np.array(change.factors)
+    found = float64.Graph(onnx.load(tmp_path / "quantized.onnx")).run(batch(seen))["r3"]
+    assert parity.sqnr_db(meant, found).mean() > least

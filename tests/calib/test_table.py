@@ -122,6 +122,15 @@ def _entry(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         _entry(threshold={"int8": float("inf")}),
         _entry(threshold={"int8": "wide"}),
         _entry(threshold=3),
+        _entry(threshold={"int8": True}),
+        _entry(threshold={"int8": "1.5"}),
+        _entry(threshold={"int8": 1e38}),
+        _entry(threshold={"int8": 1e-40}),
+        _entry(range=[2, -2]),
+        _entry(method=5),
+        _entry(rescaled={"factors": [1.0, 2.0], "threshold": {"int8": 1e38}}),
+        lambda said: {**said, "kind": "verify"},
+        _without("kind"),
     ],
 )
 def test_bad_tables_are_refused_by_name(
@@ -209,6 +218,22 @@ def test_auto_weights_channels_by_what_reads_them(
     alone = calibrate(statistics, {"r0": True}, "auto", {})
     assert alone.tensors["r0"].thresholds["uint8"] == plain
     assert all(entry.tensors["r0"].rescaled is None for entry in (*table.values(), alone))
+
+
+@pytest.mark.parametrize("large", [1.0, 1e22])
+def test_gains_do_not_depend_on_how_large_weights_are(
+    linked: tuple[Statistics, dict[str, Link]], large: float
+) -> None:
+    """The square of a large float32 is none."""
+    import onnx_ir as ir
+
+    link = linked[1]["r0"]
+    plain = link.gains()
+    for reader in link.readers:
+        value = reader.found.weight
+        assert value.const_value is not None
+        value.const_value = ir.tensor(value.const_value.numpy() * np.float32(large))
+    np.testing.assert_allclose(link.gains() / large**2, plain, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)

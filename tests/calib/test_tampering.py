@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NETWORK = Network(
     # As many inputs as outputs, so that a wrong axis fits.
-    convolutions=(Layer(8), Layer(8, pool="2")),
+    convolutions=(Layer(8), Layer(8, pool="2"), Layer(8)),
     connected=(Layer(16), Layer(16, form="MatMul"), Layer(16)),
     # With powers of two every other pixel of the image is a tie.
     ranges="powers of two",
@@ -59,7 +59,7 @@ def wrong_zero_point(model: Any, dialect: Dialect) -> None:
 
 
 def zero_point_taken_off_alone(model: Any, dialect: Dialect) -> None:
-    node = maker(model, "f0.relu.dequantized")
+    node = maker(model, "c1.relu.dequantized")
     one = np.ones((), constant(model, node.input[2]).dtype)
     model.graph.initializer.append(numpy_helper.from_array(one, "one"))
     node.input[2] = "one"
@@ -110,20 +110,19 @@ def wide_range(model: Any, dialect: Dialect) -> None:
     """Weights use the lowest integer too: amax / (qmax + 1), from -qmax - 1 on."""
     for name in ("c0.weight", "c1.weight"):
         scales = constant(model, f"{name}.scale").astype(np.float64)
-        weights = constant(model, f"{name}.quantized") * scales.reshape(-1, 1, 1, 1)
-        top = dialect.weight.qmax
+        integers = constant(model, f"{name}.quantized")
+        weights, top = integers * scales.reshape(-1, 1, 1, 1), int(np.abs(integers).max())
         wider = (scales * top / (top + 1)).astype(dialect.high_precision)
         steps = np.rint(weights / wider.astype(np.float64).reshape(-1, 1, 1, 1))
         replace_constant(model, f"{name}.scale", wider)
         replace_constant(model, f"{name}.quantized", np.clip(steps, -top - 1, top).astype(np.int8))
 
 
-def one_weight_beyond_the_narrow_range(model: Any, dialect: Dialect) -> None:
-    """The least of it: one weight one step lower."""
-    weights = constant(model, "c1.weight.quantized").copy()
-    lowest = np.unravel_index(weights.argmin(), weights.shape)
-    weights[lowest] = -dialect.weight.qmax - 1
-    replace_constant(model, "c1.weight.quantized", weights)
+def weights_beyond_the_narrow_range(model: Any, dialect: Dialect) -> None:
+    """The least of it: each channel's lowest weight of the last layer one step lower."""
+    weights = constant(model, "f2.weight.quantized").copy()
+    weights[weights == weights.min()] -= 1
+    replace_constant(model, "f2.weight.quantized", weights)
 
 
 def other_types_scale(model: Any, dialect: Dialect) -> None:
@@ -162,7 +161,7 @@ MISTAKES: list[Callable[[Any, Dialect], None]] = [
     wrong_axis_of_a_product,
     half_up,
     wide_range,
-    one_weight_beyond_the_narrow_range,
+    weights_beyond_the_narrow_range,
     other_types_scale,
     missing_bias,
     unsigned_for_signed,

@@ -178,7 +178,7 @@ def test_the_quantized_graph_has_the_caches_scales(small: Path, tmp_path: Path) 
         t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "q.onnx").graph.initializer
     }
     assert found["image.scale"] == np.float32(scales["image"])
-    for name in POINTS[1:]:
+    for name in POINTS[1:3]:  # matrix products read the others, in float
         clipped = np.float32(scales[name]).astype(np.float64) * 127
         assert found[f"{name}.scale"] == np.float32(clipped / 255)
 
