@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from vggdeploy import checkpoints, dataset, demo, inputs, pipeline, sources, topology
+from vggdeploy import checkpoints, dataset, demo, inputs, pipeline, sources, targets, topology
 from vggdeploy.cache import Cache
 from vggdeploy.contracts import Silent
 from vggdeploy.demo import digits
@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 # The same examples every time; no deadline, since a shared machine may pause.
 settings.register_profile("vggdeploy", derandomize=True, deadline=None, database=None)
 settings.load_profile("vggdeploy")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where TensorRT has none, and say why."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    here = targets.get("trt-int8").runs_on("CPU")
+    if not here.ok:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=f"{here.reason}: {here.fix}"))
 
 
 @pytest.fixture(scope="session", autouse=True)

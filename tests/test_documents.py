@@ -1,14 +1,18 @@
-"""The README against the code: its budget table, its commands, its targets, its presets."""
+"""The README and the guides against the code: commands, flags, targets, presets, the budget."""
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from vggdeploy import budget, config, preprocess, targets, topology
+from vggdeploy import budget, config, gpus, preprocess, targets, topology
 from vggdeploy.cli import app
 
 if sys.version_info >= (3, 11):
@@ -59,10 +63,75 @@ def test_settings_example_is_taken():
     assert found["gate"] == {"min_agreement": 0.995, "max_drop": 0.005}
 
 
-@pytest.mark.parametrize("goal", ["demo", "test", "check", "figures"])
+@pytest.mark.parametrize("goal", ["demo", "test", "test-cuda", "check", "figures", "overhead"])
 def test_make_goals_exist(goal):
     assert re.search(rf"^{goal}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def test_nothing_is_left_to_be_filled_in():
     assert not re.search(r"\b[A-Z]+_TABLE\b|TODO|TBD", README)
+
+
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *GUIDES]
+
+
+def vggdeploy_lines(page):
+    """What follows `vggdeploy` in a page's code blocks, continued lines joined."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^ {4,}vggdeploy +(.+)$", text, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_their_flags_exist(page):
+    group = typer.main.get_command(app)
+    for words in vggdeploy_lines(page):
+        command = group.commands[words[0]]
+        known = {flag for param in command.params for flag in (*param.opts, *param.secondary_opts)}
+        flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+        assert set(flags) <= known, words
+        for flag, value in itertools.pairwise(words):
+            if flag == "--target":
+                assert value in targets.REGISTRY
+
+
+@pytest.mark.parametrize(
+    ("page", "commands"),
+    [
+        ("jetson.md", {"build", "verify", "gate", "compile", "bench", "doctor"}),
+        ("rtx.md", {"build", "verify", "compile", "bench", "doctor"}),
+        ("dla.md", {"build", "compile", "verify", "bench", "calibrate"}),
+        ("tensorrt-versions.md", {"compile"}),
+    ],
+)
+def test_guides_show_the_commands(page, commands):
+    """What the test above holds to the code is there at all."""
+    assert {words[0] for words in vggdeploy_lines(ROOT / "docs" / page)} == commands
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_extras_files_and_modules_exist(page):
+    text = page.read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extras in re.findall(r"vggdeploy\[([\w,-]+)\]", text):
+        assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    for link in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert (page.parent / link).exists(), link
+    for path in re.findall(
+        r"`((?:vggdeploy|benchmarks|calib|export|tests|docs)/[\w./]+\.\w+)`", text
+    ):
+        assert (ROOT / path).is_file(), path
+    for module in re.findall(r"python -m (vggdeploy[\w.]+)", text):
+        assert importlib.util.find_spec(module) is not None, module
+
+
+def test_every_guide_is_linked_from_the_readme():
+    for guide in GUIDES:
+        assert f"(docs/{guide.name})" in README
+
+
+@pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6", "8.7", "8.9", "11.0", "12.0", "12.1"])
+def test_capabilities_of_the_guides_are_in_the_table_of_rates(capability):
+    assert capability in gpus.RATES
+    assert any(f"| {capability} |" in page.read_text(encoding="utf-8") for page in GUIDES)

@@ -13,18 +13,21 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["errors", "digests", "machine", "atomic", "topology", "preprocess"],
     [
-        "contracts", "cache", "bundle", "results", "dataset", "graphs", "opsets", "signs",
-        "parity", "budget", "config", "demo", "demo.widen", "demo.digits", "checkpoints", "reference",
+        "contracts", "cache", "bundle", "tuning", "results", "dataset", "graphs", "opsets", "half", "pixels", "signs",
+        "parity", "budget", "roofline", "gpus", "config", "demo", "demo.widen", "demo.digits", "checkpoints", "reference",
     ],
     ["export", "calib", "targets", "benchmarks"],
     [
-        "sources", "verification", "inputs", "calibration_file", "building", "sensitivity",
-        "mixed", "plots", "gates", "doctor", "pipeline",
+        "sources", "execution", "speed", "benching", "verification", "inputs", "trt_flags", "compiling", "calibration_file",
+        "calibrating", "pruning", "building", "sensitivity",
+        "mixed", "plots", "gates", "doctor", "pipeline", "report",
     ],
     [
-        "console", "cli", "__main__", "demo.train", "benchmarks.footprint", "benchmarks.ablation",
-        "benchmarks.children", "benchmarks.competitors", "benchmarks.rows", "benchmarks.peers",
-        "benchmarks.collection",
+        "terminal", "machine_table", "bench_table", "console", "layers_table", "speed_table", "flags", "cli", "__main__", "demo.train", "benchmarks.footprint", "benchmarks.ablation",
+        "benchmarks.children", "benchmarks.competitors", "benchmarks.rows", "benchmarks.latency_peers", "benchmarks.peers",
+        "benchmarks.collection", "benchmarks.gpu_report", "benchmarks.trt_overhead",
+        "benchmarks.overhead", "benchmarks.agreement", "benchmarks.startup",
+        "benchmarks.tuned",
     ],
 ]  # fmt: skip
 STAGES = FLOORS[2]
@@ -83,4 +86,11 @@ def test_imports_lie_below(name: str) -> None:
 
 
 def test_every_file_is_seen() -> None:
-    assert {"cli", "pipeline", "calib.quantize", "targets.openvino", "export.fold"} <= set(MODULES)
+    assert {
+        "cli",
+        "pipeline",
+        "calib.quantize",
+        "targets.openvino",
+        "targets.trt_build",
+        "export.fold",
+    } <= set(MODULES)

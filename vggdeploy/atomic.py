@@ -103,7 +103,12 @@ def _settle(old: Path, final: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole.
+    """Write a text file whole; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole.
 
     Raises:
         MissingError: when the disk is full.
@@ -114,12 +119,25 @@ def write_text(path: Path, text: str) -> None:
         _recover(path)
         work = _beside(path, _PARTIAL)
         try:
-            with work.open("x", encoding="utf-8") as file:
+            with work.open("xb") as file:
                 _flock(file.fileno(), wait=True)
-                file.write(text)
+                file.write(content)
             work.replace(path)
         finally:
             work.unlink(missing_ok=True)
+
+
+def require_writable(place: Path) -> None:
+    """Make sure, before any long work, that a file or folder `place` can be put where it shall be.
+
+    Raises:
+        MissingError: when the disk is full.
+        ConfigError: when nothing can be written there.
+    """
+    with writing(place):
+        probe = place.absolute().parent / f".{place.absolute().name}.probe"
+        probe.touch()
+        probe.unlink()
 
 
 @contextlib.contextmanager

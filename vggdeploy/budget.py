@@ -207,7 +207,8 @@ def row_bytes(row: Mapping[str, Any], precision: str, kept: Collection[str] = ()
 
 @dataclass(frozen=True)
 class Device:
-    """What a device can attain at a precision, measured with the backend itself."""
+    """What a device can attain at a precision, measured with the backend itself or from a table
+    (`gpus`). A bandwidth of 0 is one that is not known."""
 
     macs_per_s: float
     bytes_per_s: float
@@ -222,7 +223,8 @@ class Judgement:
         achieved_macs_per_s: `macs` over the measured time.
         utilisation: achieved over peak; above 1 is possible (Winograd) and is shown.
         compute_floor_s: `macs` at the peak rate.
-        memory_floor_s: the weights' bytes at the attainable bandwidth.
+        memory_floor_s: the weights' bytes at the attainable bandwidth; None, as the bandwidth,
+            where that is not known.
         bound: which floor is the higher one.
     """
 
@@ -231,9 +233,9 @@ class Judgement:
     peak_macs_per_s: float
     utilisation: float
     bytes: int
-    peak_bytes_per_s: float
+    peak_bytes_per_s: float | None
     compute_floor_s: float
-    memory_floor_s: float
+    memory_floor_s: float | None
     bound: Literal["compute", "memory"]
 
 
@@ -243,15 +245,16 @@ def judge(macs: int, weight_bytes: int, seconds: float, device: Device) -> Judge
     Activations are left out of the bytes: on a CPU they stay in cache between layers, so counting
     them would raise the floor above what is possible.
     """
-    compute, memory = macs / device.macs_per_s, weight_bytes / device.bytes_per_s
+    compute = macs / device.macs_per_s
+    memory = weight_bytes / device.bytes_per_s if device.bytes_per_s else None
     return Judgement(
         macs,
         macs / seconds,
         device.macs_per_s,
         macs / seconds / device.macs_per_s,
         weight_bytes,
-        device.bytes_per_s,
+        device.bytes_per_s or None,
         compute,
         memory,
-        "compute" if compute >= memory else "memory",
+        "compute" if memory is None or compute >= memory else "memory",
     )

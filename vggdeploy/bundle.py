@@ -4,11 +4,16 @@
 
     manifest.json      what it is, and the digest and size of every other file
     model.xml, .bin    OpenVINO's engine (other targets have their own files)
-    model.onnx         the quantized graph that the engine was compiled from (INT8 targets)
+    model.engine       TensorRT's
+    model.onnx         the graph that the engine is compiled from (INT8 and TensorRT targets)
+    model.onnx.data    its weights, where they are not inside (float graphs)
     calibration.json   the calibration table (INT8 targets)
     calibration.cache  the table as a TensorRT calibration cache (where asked for)
     probes.npz         probe images with the reference's outputs, and labels where known
-    layers.json        the budget, layer by layer
+    layers.json        the budget, layer by layer; with TensorRT the engine's layers too
+    tuned.json         what tuning tried, once it was tuned
+
+A portable bundle has no engine yet: ``vggdeploy compile`` makes it from the graph, on the device.
 
 Digests are checked before anything is parsed or deserialized: an engine is code.
 """
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vggdeploy.contracts import Batch
     from vggdeploy.preprocess import Preprocess
 
 SCHEMA = 1
@@ -42,6 +48,12 @@ LAYERS = "layers.json"
 CALIBRATION = "calibration.json"
 TRT_CACHE = "calibration.cache"
 GRAPH = "model.onnx"
+TUNED = "tuned"
+TABLE = "tuned.json"
+
+WRITTEN = ("schema", "tool", "host", "files", "digest", TUNED)
+"""Parts of a manifest that are not a build's own: `write` adds them, and `tuning` the last, which is
+of one engine."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +125,35 @@ class Bundle:
         return tuple(self.path / name for name in self.manifest["engine"])
 
     @property
+    def compiled(self) -> bool:
+        """Whether there is an engine; a portable bundle has none until it is compiled."""
+        return bool(self.manifest["engine"])
+
+    @property
+    def graph(self) -> Path:
+        """The graph that the engine is compiled from.
+
+        Raises:
+            BundleError: when this bundle holds none.
+        """
+        if GRAPH not in self.manifest["files"]:
+            raise BundleError(
+                f"bundle {self.path} holds no graph",
+                expected=f"{GRAPH}, which the engine is compiled from",
+                fix="build it again with this version",
+            )
+        return self.path / GRAPH
+
+    @property
     def engine_bytes(self) -> int:
         """Size of the engine's files together."""
         return sum(self.manifest["files"][name]["size"] for name in self.manifest["engine"])
+
+    def batch(self, pixels: NDArray[np.uint8]) -> Batch:
+        """What its engine takes for uint8 ``[N, H, W, 3]`` pixels: these, or float32 images."""
+        if self.manifest["input"]["dtype"] == "uint8":
+            return np.ascontiguousarray(pixels)
+        return self.preprocess.arithmetic(pixels)
 
     def probes(self) -> Probes:
         """The probe images and the reference's outputs."""
@@ -149,14 +187,15 @@ def open_bundle(path: Path) -> Bundle:
     """
     manifest = read_manifest(path)
     again = "build it again, or copy it again"
-    for name in (*manifest["engine"], PROBES, LAYERS):
+    needed = manifest["engine"] or [GRAPH]
+    for name in (*needed, PROBES, LAYERS):
         if name not in manifest["files"]:
             raise BundleError(
                 f"bundle {path}: {MANIFEST} has no digest of {name}",
                 expected="a digest of every file that is read",
                 fix=again,
             )
-    for name, said in manifest["files"].items():
+    for name, said in {**manifest["files"], **manifest.get(TUNED, {}).get("files", {})}.items():
         file = path / name
         if Path(name).name != name or file.is_symlink():
             raise BundleError(
@@ -205,7 +244,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             fix="build it again with this version",
         )
     missing = [key for key in _REQUIRED if key not in manifest]
-    if missing or manifest["digest"] != _self_digest(manifest):
+    if missing or manifest["digest"] != _self_digest(manifest) or not _tuned_is_whole(manifest):
         raise BundleError(
             f"{file} has been altered",
             got=f"no {missing[0]}" if missing else "another digest",
@@ -220,25 +259,48 @@ def _refuse_constant(name: str) -> None:
 
 
 def _self_digest(manifest: Mapping[str, Any]) -> str:
-    return digests.sha256_json({k: v for k, v in manifest.items() if k != "digest"})
+    """The digest of what was built. What tuning found is not in it: that decides how an engine is
+    run on one machine and not what it computes, so what was verified before stays of this bundle.
+    """
+    return digests.sha256_json({k: v for k, v in manifest.items() if k not in ("digest", TUNED)})
+
+
+def tuned_digest(digest: str, tuned: Mapping[str, Any]) -> str:
+    """The digest of what tuning found for the bundle of a digest."""
+    said = {key: value for key, value in tuned.items() if key != "digest"}
+    return digests.sha256_json({"bundle": digest, TUNED: said})
+
+
+def _tuned_is_whole(manifest: Mapping[str, Any]) -> bool:
+    tuned = manifest.get(TUNED)
+    if tuned is None:
+        return True
+    return isinstance(tuned, dict) and tuned.get("digest") == tuned_digest(
+        manifest["digest"], tuned
+    )
 
 
 def write(
-    path: Path, facts: Mapping[str, Any], fill: Callable[[Path], None], *, replace: bool
+    path: Path,
+    facts: Mapping[str, Any],
+    fill: Callable[[Path], Mapping[str, Any] | None],
+    *,
+    replace: bool,
 ) -> Bundle:
     """Write a bundle: `fill` puts its files into the folder it is given, the manifest follows.
 
     Args:
         path: where the bundle shall be.
         facts: the manifest's own part; files, schema, tool and host are added here.
-        fill: writes every file but the manifest.
+        fill: writes every file but the manifest; what it returns is added to `facts`.
         replace: whether what is there already gives way.
     """
     with atomic.folder(path, replace=replace) as work:
-        fill(work)
+        found = fill(work) or {}
         manifest: dict[str, Any] = {
             "schema": SCHEMA,
             **facts,
+            **found,
             "tool": {"name": "vggdeploy", "version": vggdeploy.__version__},
             "host": {
                 "machine": platform.machine(),

@@ -29,9 +29,11 @@ LIMIT = 8 << 30
 
 _MAKERS = (
     "vggdeploy",
+    "vggdeploy.benchmarks",
     "vggdeploy.calib",
     "vggdeploy.demo",
     "vggdeploy.export",
+    "vggdeploy.machine",
     "vggdeploy.targets",
 )
 

@@ -181,11 +181,28 @@ def read(path: Path) -> CalibrationFile:
     )
 
 
-def cautions(table: CalibrationTable | None, path: Path | None) -> list[str]:
-    """What a given table could not be checked for; empty for one made from images."""
-    parts = (("model", "digest of the model"), ("preprocess", "preprocessing"))
+def cautions(
+    table: CalibrationTable | None, path: Path | None, sparsity: str | None = None
+) -> list[str]:
+    """What a given table could not be checked for, and that it is of dense weights where the build
+    has weights of a `sparsity`, or the other way; empty for one made from images."""
     if table is None or path is None:
         return []
+    return [*_unchecked(table, path), *_other_weights(table, path, sparsity)]
+
+
+def _other_weights(table: CalibrationTable, path: Path, sparsity: str | None) -> list[str]:
+    said = table.source.get("sparsity")
+    if said == sparsity:
+        return []
+    return [
+        f"calibration {path} is of {said or 'dense'} weights and the build's are "
+        f"{sparsity or 'dense'}: its thresholds are another network's, calibrate anew for the best"
+    ]
+
+
+def _unchecked(table: CalibrationTable, path: Path) -> list[str]:
+    parts = (("model", "digest of the model"), ("preprocess", "preprocessing"))
     unknown = [label for key, label in parts if table.source.get(key) is None]
     if not unknown:
         return []

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vggdeploy import config, console, errors, results
+from vggdeploy import bench_table, config, console, errors, flags, layers_table, results
+from vggdeploy.terminal import Terminal
 
 if TYPE_CHECKING:
     from vggdeploy.gates import Policy
     from vggdeploy.inputs import BuildOptions
-
-_INTERRUPTED = 130
-"""What a shell gives a program that Ctrl-C ended, and typer too."""
 
 app = typer.Typer(
     add_completion=False,
@@ -27,82 +25,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="VGG networks from torch to a verified, measured INT8 engine on a device.",
-    epilog="Exit codes: 0 done or passed; 1 a gate failed or was inconclusive, or a build cannot "
-    "meet its bound; 2 bad input or usage; 3 something this machine lacks. --debug, anywhere, "
+    epilog="Exit codes: 0 done or passed; 1 a gate failed or was inconclusive, or a build or "
+    "tune cannot meet its bound; 2 bad input or usage; 3 something this machine lacks. --debug, anywhere, "
     "shows tracebacks.",
 )
-terminal = console.Terminal()
-
-Target = Annotated[str, typer.Option(help="What to build for; 'vggdeploy doctor' lists them.")]
-Weights = Annotated[str, typer.Option(help="demo, imagenet, or a .safetensors or .pth file.")]
-Model = Annotated[Path | None, typer.Option(help="A foreign FP32 ONNX file, in place of weights.")]
-Arch = Annotated[
-    str | None, typer.Option(help="vgg11, vgg13, vgg16, vgg19, or one of them with _bn.")
-]
-Classes = Annotated[int | None, typer.Option("--num-classes", help="Outputs of the network.")]
-Recipe = Annotated[str | None, typer.Option("--preprocess", help="A preset, or a TOML file.")]
-CalibData = Annotated[str | None, typer.Option(help="A folder of images to calibrate on.")]
-CalibImages = Annotated[int | None, typer.Option(help="How many images to draw from it.")]
-Method = Annotated[str, typer.Option(help="auto, mse, entropy, percentile or minmax.")]
-CalibPrecision = Annotated[
-    str, typer.Option(help="Of the calibration's passes: fp32, bf16, or auto (bf16 if it is fast).")
-]
-Rescale = Annotated[
-    bool, typer.Option("--rescale/--no-rescale", help="Rescale channels where it pays.")
-]
-WeightRounding = Annotated[
-    str, typer.Option(help="gptq (with second-order information) or nearest.")
-]
-Damping = Annotated[float, typer.Option(help="Of gptq, a share of the mean second moment.")]
-Order = Annotated[str, typer.Option(help="Of gptq: diagonal or natural.")]
-BiasCorrection = Annotated[
-    bool, typer.Option("--bias-correction", help="Correct biases for the mean rounding error.")
-]
-Calibration = Annotated[
-    Path | None,
-    typer.Option(help="A table or a TensorRT calibration cache, in place of calibrating."),
-]
-EmitTrtCache = Annotated[
-    bool, typer.Option("--emit-trt-cache", help="Write a TensorRT calibration cache too.")
-]
-TrtVersion = Annotated[str, typer.Option(help="The TensorRT that shall read that cache.")]
-CpuIsa = Annotated[
-    str, typer.Option(help="The CPU that OpenVINO INT8 is for: vnni, or avx2 (x86 without VNNI).")
-]
-BuildDrop = Annotated[
-    float | None,
-    typer.Option(
-        help="Keep the fewest layers in high precision that bring the top-1 drop within this; "
-        "0.005 is half a point."
-    ),
-]
-SensitivityImages = Annotated[
-    int, typer.Option(help="How many of the calibration images rank the layers.")
-]
-Seed = Annotated[int, typer.Option(help="Draws the calibration images.")]
-Out = Annotated[Path | None, typer.Option(help="Where to write.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-Json = Annotated[str | None, typer.Option(help="Write the result as JSON; - is standard output.")]
-Data = Annotated[str | None, typer.Option(help="A folder of images, or 'demo' for the demo's own.")]
-Reference = Annotated[
-    Path | None, typer.Option(help="The weights or graph that the bundle was built from, if moved.")
-]
-Device = Annotated[str, typer.Option(help="CPU, GPU, NPU or AUTO, as OpenVINO names them.")]
-Batch = Annotated[int, typer.Option(help="Images a query.")]
-Seconds = Annotated[float, typer.Option(help="How long to measure, each scenario.")]
-BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
-MinAgreement = Annotated[float | None, typer.Option(help="Least top-1 agreement, 0 to 1.")]
-MaxDrop = Annotated[float | None, typer.Option(help="Largest top-1 drop; 0.005 is half a point.")]
-MinTop1 = Annotated[float | None, typer.Option(help="Least top-1 accuracy, 0 to 1.")]
-MinCosine = Annotated[float | None, typer.Option(help="Least cosine similarity of any image.")]
-MinSqnr = Annotated[float | None, typer.Option(help="Least SQNR of the scores, in dB.")]
-MaxP50 = Annotated[float | None, typer.Option(help="Largest median latency, in seconds.")]
-MaxP99 = Annotated[
-    float | None, typer.Option(help="Largest 99th percentile of latency, in seconds.")
-]
-MinThroughput = Annotated[float | None, typer.Option(help="Least throughput, in images a second.")]
-MinUtilisation = Annotated[float | None, typer.Option(help="Least share of the measured peak.")]
-MaxEngineBytes = Annotated[float | None, typer.Option(help="Largest engine, in bytes.")]
+terminal = Terminal()
 
 
 def _options(context: typer.Context) -> BuildOptions:
@@ -140,7 +67,7 @@ def root(
 
 
 @app.command()
-def doctor(json: Json = None, force: Force = False) -> None:
+def doctor(json: flags.Json = None, force: flags.Force = False) -> None:
     """Show what this machine can do, and what to install for the rest."""
     from vggdeploy import doctor as module
 
@@ -156,9 +83,9 @@ def budget(
     num_classes: Annotated[int, typer.Option(help="Outputs of the network.")] = 1000,
     input_size: Annotated[int, typer.Option(help="Side of the square image, in pixels.")] = 224,
     precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8 or int8-w4.")] = "fp32",
-    batch: Batch = 1,
-    json: Json = None,
-    force: Force = False,
+    batch: flags.Batch = 1,
+    json: flags.Json = None,
+    force: flags.Force = False,
 ) -> None:
     """Print what a network costs, layer by layer."""
     from vggdeploy import budget as module
@@ -175,19 +102,19 @@ def budget(
 @app.command()
 def export(
     context: typer.Context,
-    weights: Weights = "demo",
-    model: Model = None,
-    arch: Arch = None,
-    num_classes: Classes = None,
-    preprocess: Recipe = None,
-    out: Out = None,
-    force: Force = False,
-    json: Json = None,
+    weights: flags.Weights = "demo",
+    model: flags.Model = None,
+    arch: flags.Arch = None,
+    num_classes: flags.Classes = None,
+    preprocess: flags.Recipe = None,
+    out: flags.Out = None,
+    force: flags.Force = False,
+    json: flags.Json = None,
 ) -> None:
     """Export the FP32 graph to ONNX."""
     from vggdeploy import pipeline
 
-    results.refuse_overwrite(json, force)
+    results.refuse_overwrite(json, force, out)
     result = pipeline.export_graph(_options(context), terminal)
     terminal.line(f"wrote {result['onnx']}", style="bold")
     results.write(result, json)
@@ -196,45 +123,45 @@ def export(
 @app.command()
 def calibrate(
     context: typer.Context,
-    weights: Weights = "demo",
-    model: Model = None,
-    arch: Arch = None,
-    num_classes: Classes = None,
-    preprocess: Recipe = None,
-    calib_data: CalibData = None,
-    calib_images: CalibImages = None,
-    method: Method = "auto",
-    calib_precision: CalibPrecision = "auto",
-    rescale: Rescale = True,
+    weights: flags.Weights = "demo",
+    model: flags.Model = None,
+    arch: flags.Arch = None,
+    num_classes: flags.Classes = None,
+    preprocess: flags.Recipe = None,
+    calib_data: flags.CalibData = None,
+    calib_images: flags.CalibImages = None,
+    method: flags.Method = "auto",
+    calib_precision: flags.CalibPrecision = "auto",
+    rescale: flags.Rescale = True,
     sensitivity: Annotated[
         bool,
         typer.Option(
             "--sensitivity", help="Rank layers by the damage that each does when quantized alone."
         ),
     ] = False,
-    sensitivity_images: SensitivityImages = 32,
+    sensitivity_images: flags.SensitivityImages = 32,
     plot: Annotated[
         Path | None, typer.Option(help="Write the ranking as a chart, .svg or .png.")
     ] = None,
     target: Annotated[str, typer.Option(help="Of --sensitivity: how layers are quantized.")] = (
         "ov-int8"
     ),
-    cpu_isa: CpuIsa = "vnni",
-    weight_rounding: WeightRounding = "gptq",
-    damping: Damping = 0.01,
-    order: Order = "diagonal",
-    bias_correction: BiasCorrection = False,
-    seed: Seed = 0,
-    emit_trt_cache: EmitTrtCache = False,
-    trt_version: TrtVersion = "10.3.0",
-    out: Out = None,
-    force: Force = False,
-    json: Json = None,
+    cpu_isa: flags.CpuIsa = "vnni",
+    weight_rounding: flags.WeightRounding = "gptq",
+    damping: flags.Damping = 0.01,
+    order: flags.Order = "diagonal",
+    bias_correction: flags.BiasCorrection = False,
+    seed: flags.Seed = 0,
+    emit_trt_cache: flags.EmitTrtCache = False,
+    trt_version: flags.TrtVersion = "10.3.0",
+    out: flags.Out = None,
+    force: flags.Force = False,
+    json: flags.Json = None,
 ) -> None:
     """Calibrate: write a table of thresholds that fits any target, and rank the layers."""
     from vggdeploy import pipeline
 
-    results.refuse_overwrite(json, force)
+    results.refuse_overwrite(json, force, out)
     result = pipeline.calibrate(_options(context), terminal, rank=sensitivity, plot=plot)
     if sensitivity:
         console.show_sensitivity(terminal, result)
@@ -246,56 +173,95 @@ def calibrate(
 @app.command()
 def build(
     context: typer.Context,
-    target: Target = "ov-int8",
-    weights: Weights = "demo",
-    model: Model = None,
-    arch: Arch = None,
-    num_classes: Classes = None,
-    preprocess: Recipe = None,
-    calib_data: CalibData = None,
-    calib_images: CalibImages = None,
-    method: Method = "auto",
-    calib_precision: CalibPrecision = "auto",
-    rescale: Rescale = True,
-    weight_rounding: WeightRounding = "gptq",
-    damping: Damping = 0.01,
-    order: Order = "diagonal",
-    bias_correction: BiasCorrection = False,
-    max_drop: BuildDrop = None,
-    sensitivity_images: SensitivityImages = 32,
-    seed: Seed = 0,
-    calibration: Calibration = None,
-    emit_trt_cache: EmitTrtCache = False,
-    trt_version: TrtVersion = "10.3.0",
-    cpu_isa: CpuIsa = "vnni",
-    out: Out = None,
-    force: Force = False,
-    json: Json = None,
+    target: flags.Target = "ov-int8",
+    weights: flags.Weights = "demo",
+    model: flags.Model = None,
+    arch: flags.Arch = None,
+    num_classes: flags.Classes = None,
+    preprocess: flags.Recipe = None,
+    calib_data: flags.CalibData = None,
+    calib_images: flags.CalibImages = None,
+    method: flags.Method = "auto",
+    calib_precision: flags.CalibPrecision = "auto",
+    rescale: flags.Rescale = True,
+    weight_rounding: flags.WeightRounding = "gptq",
+    damping: flags.Damping = 0.01,
+    order: flags.Order = "diagonal",
+    bias_correction: flags.BiasCorrection = False,
+    max_drop: flags.BuildDrop = None,
+    sensitivity_images: flags.SensitivityImages = 32,
+    seed: flags.Seed = 0,
+    calibration: flags.Calibration = None,
+    emit_trt_cache: flags.EmitTrtCache = False,
+    trt_version: flags.TrtVersion = "10.3.0",
+    cpu_isa: flags.CpuIsa = "vnni",
+    input_format: flags.InputFormat = "float",
+    portable: flags.Portable = False,
+    flavour: flags.Flavour = None,
+    min_batch: flags.MinBatch = None,
+    opt_batch: flags.OptBatch = None,
+    max_batch: flags.MaxBatch = None,
+    workspace: flags.Workspace = None,
+    optimization_level: flags.OptimizationLevel = None,
+    compute_capability: flags.ComputeCapability = None,
+    dla: flags.Dla = None,
+    sparsity: flags.Sparsity = None,
+    out: flags.Out = None,
+    force: flags.Force = False,
+    json: flags.Json = None,
 ) -> None:
     """Build a bundle: export, calibrate, quantize, compile."""
     from vggdeploy import pipeline
 
-    results.refuse_overwrite(json, force)
+    results.refuse_overwrite(json, force, out)
     result = pipeline.build(_options(context), terminal)
     console.show_build(terminal, result)
     results.write(result, json)
 
 
 @app.command()
+def compile(  # noqa: A001  # a command is named as its function
+    context: typer.Context,
+    bundle: flags.BundlePath,
+    flavour: flags.Flavour = None,
+    min_batch: flags.MinBatch = None,
+    opt_batch: flags.OptBatch = None,
+    max_batch: flags.MaxBatch = None,
+    workspace: flags.Workspace = None,
+    optimization_level: flags.OptimizationLevel = None,
+    compute_capability: flags.ComputeCapability = None,
+    out: flags.Out = None,
+    force: flags.Force = False,
+    json: flags.Json = None,
+) -> None:
+    """Compile a portable bundle into an engine for this machine's device."""
+    from vggdeploy import compiling
+
+    results.refuse_overwrite(json, force)
+    changes = {key: context.params[key] for key in compiling.FLAGS if key in context.params}
+    result = compiling.compile_bundle(
+        bundle, out=out, force=force, changes=changes, reporter=terminal
+    )
+    console.show_compile(terminal, result)
+    results.write(result, json)
+
+
+@app.command()
 def verify(
-    bundle: BundlePath,
-    data: Data = None,
-    reference: Reference = None,
-    device: Device = "CPU",
-    force: Force = False,
-    json: Json = None,
+    bundle: flags.BundlePath,
+    data: flags.Data = None,
+    reference: flags.Reference = None,
+    device: flags.Device = "CPU",
+    native: flags.Native = False,
+    force: flags.Force = False,
+    json: flags.Json = None,
 ) -> None:
     """Prove parity with the reference, and accuracy where there are labels."""
     from vggdeploy import verification
 
     results.refuse_overwrite(json, force)
     result = verification.verify(
-        bundle, data=data, reference=reference, device=device, reporter=terminal
+        bundle, data=data, reference=reference, device=device, native=native, reporter=terminal
     )
     console.show_verify(terminal, result)
     results.write(result, json)
@@ -303,19 +269,85 @@ def verify(
 
 @app.command()
 def bench(
-    bundle: BundlePath,
-    batch: Batch = 1,
-    seconds: Seconds = 5.0,
-    device: Device = "CPU",
-    force: Force = False,
-    json: Json = None,
+    context: typer.Context,
+    bundle: flags.BundlePath,
+    scenario: flags.Scenario = "latency",
+    batch: flags.BenchBatch = None,
+    seconds: flags.BenchSeconds = None,
+    precision: flags.Precision = None,
+    queries: flags.Queries = None,
+    rate: flags.Rate = None,
+    p99_bound: flags.P99Bound = None,
+    batches: flags.Batches = None,
+    mlperf: flags.MLPerf = False,
+    full: flags.Full = False,
+    logs: flags.Logs = None,
+    seed: flags.BenchSeed = 0,
+    against: flags.Against = None,
+    tuned: flags.Tuned = True,
+    device: flags.Device = "CPU",
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Show every layer's time against its own floor.")
+    ] = False,
+    force: flags.Force = False,
+    json: flags.Json = None,
 ) -> None:
     """Measure latency and throughput, and judge them against the budget."""
-    from vggdeploy import pipeline
+    from vggdeploy import benching, speed_table
 
     results.refuse_overwrite(json, force)
-    result = pipeline.bench(bundle, batch=batch, seconds=seconds, device=device, reporter=terminal)
-    console.show_bench(terminal, result)
+    options = benching.options(context.params)
+    if against is None:
+        result = benching.bench(bundle, options, terminal)
+        if layers:
+            layers_table.show_layers(terminal, result["budget"])
+        bench_table.show_bench(terminal, result)
+    else:
+        result = benching.against(bundle, against, options, terminal, seed)
+        speed_table.show_against(terminal, result)
+    results.write(result, json)
+    benching.refuse_partial(result, json)
+
+
+@app.command()
+def tune(
+    bundle: flags.BundlePath,
+    goal: flags.Goal = "latency",
+    latency_bound: flags.LatencyBound = None,
+    seconds: flags.TuneSeconds = 180.0,
+    device: flags.Device = "CPU",
+    max_batch: flags.TuneBatch = 16,
+    seed: flags.TuneSeed = 0,
+    force: flags.Force = False,
+    json: flags.Json = None,
+) -> None:
+    """Find the settings that a bundle runs best with on this machine, and keep them in it."""
+    from vggdeploy import speed, speed_table
+    from vggdeploy.benchmarks.tune import TuneOptions
+
+    results.refuse_overwrite(json, force)
+    options = TuneOptions(goal, latency_bound, seconds, device, max_batch, seed)
+    result = speed.tune(bundle, options, terminal)
+    speed_table.show_tune(terminal, result)
+    results.write(result, json)
+    raise typer.Exit(errors.EXIT_OK if result["winner"] else errors.EXIT_GATE)
+
+
+@app.command()
+def compare(
+    a: flags.ResultPath,
+    b: flags.ResultPath,
+    across_machines: flags.AcrossMachines = False,
+    seed: flags.BootstrapSeed = 0,
+    force: flags.Force = False,
+    json: flags.Json = None,
+) -> None:
+    """Compare two results of bench: faster, slower, or no difference shown."""
+    from vggdeploy import speed, speed_table
+
+    results.refuse_overwrite(json, force)
+    result = speed.compare(a, b, across_machines=across_machines, seed=seed)
+    speed_table.show_comparison(terminal, result)
     results.write(result, json)
 
 
@@ -328,21 +360,23 @@ def gate(
             metavar="RESULT|BUNDLE...", help="Results of --json, or a bundle to verify first."
         ),
     ],
-    data: Data = None,
-    reference: Reference = None,
-    device: Device = "CPU",
-    min_agreement: MinAgreement = None,
-    max_drop: MaxDrop = None,
-    min_top1: MinTop1 = None,
-    min_cosine: MinCosine = None,
-    min_sqnr: MinSqnr = None,
-    max_p50: MaxP50 = None,
-    max_p99: MaxP99 = None,
-    min_throughput: MinThroughput = None,
-    min_utilisation: MinUtilisation = None,
-    max_engine_bytes: MaxEngineBytes = None,
-    force: Force = False,
-    json: Json = None,
+    data: flags.Data = None,
+    reference: flags.Reference = None,
+    device: flags.Device = "CPU",
+    native: flags.Native = False,
+    across_machines: flags.AcrossMachines = False,
+    min_agreement: flags.MinAgreement = None,
+    max_drop: flags.MaxDrop = None,
+    min_top1: flags.MinTop1 = None,
+    min_cosine: flags.MinCosine = None,
+    min_sqnr: flags.MinSqnr = None,
+    max_p50: flags.MaxP50 = None,
+    max_p99: flags.MaxP99 = None,
+    min_throughput: flags.MinThroughput = None,
+    min_utilisation: flags.MinUtilisation = None,
+    max_engine_bytes: flags.MaxEngineBytes = None,
+    force: flags.Force = False,
+    json: flags.Json = None,
 ) -> None:
     """Hold results against bounds: exit 0 if all are met, 1 if not or if that cannot be told."""
     from vggdeploy import pipeline
@@ -350,7 +384,14 @@ def gate(
     results.refuse_overwrite(json, force)
     bounds = _bounds(context)
     verdicts = pipeline.gate(
-        paths, bounds, data=data, reference=reference, device=device, reporter=terminal
+        paths,
+        bounds,
+        data=data,
+        reference=reference,
+        device=device,
+        native=native,
+        across_machines=across_machines,
+        reporter=terminal,
     )
     console.show_gate(terminal, verdicts)
     results.write(verdicts.to_json(), json)
@@ -358,50 +399,87 @@ def gate(
 
 
 @app.command()
-def run(
-    context: typer.Context,
-    target: Target = "ov-int8",
-    weights: Weights = "demo",
-    model: Model = None,
-    arch: Arch = None,
-    num_classes: Classes = None,
-    preprocess: Recipe = None,
-    calib_data: CalibData = None,
-    calib_images: CalibImages = None,
-    method: Method = "auto",
-    calib_precision: CalibPrecision = "auto",
-    rescale: Rescale = True,
-    weight_rounding: WeightRounding = "gptq",
-    damping: Damping = 0.01,
-    order: Order = "diagonal",
-    bias_correction: BiasCorrection = False,
-    seed: Seed = 0,
-    calibration: Calibration = None,
-    emit_trt_cache: EmitTrtCache = False,
-    trt_version: TrtVersion = "10.3.0",
-    cpu_isa: CpuIsa = "vnni",
-    out: Out = None,
-    data: Data = None,
-    device: Device = "CPU",
-    batch: Batch = 1,
-    seconds: Seconds = 5.0,
-    min_agreement: MinAgreement = None,
-    max_drop: MaxDrop = None,
-    min_top1: MinTop1 = None,
-    min_cosine: MinCosine = None,
-    min_sqnr: MinSqnr = None,
-    max_p50: MaxP50 = None,
-    max_p99: MaxP99 = None,
-    min_throughput: MinThroughput = None,
-    min_utilisation: MinUtilisation = None,
-    max_engine_bytes: MaxEngineBytes = None,
-    force: Force = False,
-    json: Json = None,
+def report(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="RESULT...", help="Results of --json, of any bundles.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; report.html if no file is given.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="The same as Markdown.")] = None,
+    force: flags.Force = False,
+    json: flags.Json = None,
 ) -> None:
-    """Build, verify, bench and gate in one."""
-    from vggdeploy import pipeline
+    """Show results as one HTML page, or as Markdown; several bundles side by side."""
+    from vggdeploy import report as module
 
     results.refuse_overwrite(json, force)
+    result = module.write(paths, out, markdown, force=force, json=json)
+    for written in filter(None, (result["html"], result["markdown"])):
+        terminal.line(f"wrote {written}", style="bold")
+    results.write(result, json)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    target: flags.Target = "ov-int8",
+    weights: flags.Weights = "demo",
+    model: flags.Model = None,
+    arch: flags.Arch = None,
+    num_classes: flags.Classes = None,
+    preprocess: flags.Recipe = None,
+    calib_data: flags.CalibData = None,
+    calib_images: flags.CalibImages = None,
+    method: flags.Method = "auto",
+    calib_precision: flags.CalibPrecision = "auto",
+    rescale: flags.Rescale = True,
+    weight_rounding: flags.WeightRounding = "gptq",
+    damping: flags.Damping = 0.01,
+    order: flags.Order = "diagonal",
+    bias_correction: flags.BiasCorrection = False,
+    seed: flags.Seed = 0,
+    calibration: flags.Calibration = None,
+    emit_trt_cache: flags.EmitTrtCache = False,
+    trt_version: flags.TrtVersion = "10.3.0",
+    cpu_isa: flags.CpuIsa = "vnni",
+    input_format: flags.InputFormat = "float",
+    portable: flags.Portable = False,
+    flavour: flags.Flavour = None,
+    min_batch: flags.MinBatch = None,
+    opt_batch: flags.OptBatch = None,
+    max_batch: flags.MaxBatch = None,
+    workspace: flags.Workspace = None,
+    optimization_level: flags.OptimizationLevel = None,
+    compute_capability: flags.ComputeCapability = None,
+    dla: flags.Dla = None,
+    sparsity: flags.Sparsity = None,
+    out: flags.Out = None,
+    data: flags.Data = None,
+    device: flags.Device = "CPU",
+    native: flags.Native = False,
+    batch: flags.Batch = 1,
+    seconds: flags.Seconds = 5.0,
+    min_agreement: flags.MinAgreement = None,
+    max_drop: flags.MaxDrop = None,
+    min_top1: flags.MinTop1 = None,
+    min_cosine: flags.MinCosine = None,
+    min_sqnr: flags.MinSqnr = None,
+    max_p50: flags.MaxP50 = None,
+    max_p99: flags.MaxP99 = None,
+    min_throughput: flags.MinThroughput = None,
+    min_utilisation: flags.MinUtilisation = None,
+    max_engine_bytes: flags.MaxEngineBytes = None,
+    report: flags.Report = None,
+    force: flags.Force = False,
+    json: flags.Json = None,
+) -> None:
+    """Build, verify, bench and gate in one."""
+    from vggdeploy import benching, pipeline
+    from vggdeploy import report as module
+
+    results.refuse_overwrite(json, force, out)
+    module.check(report, force, "--report")
     bounds = _bounds(context)
     result, verdicts = pipeline.run(
         # The bound is the gate's: a gate does not change what it judges.
@@ -409,15 +487,17 @@ def run(
         bounds,
         data=data,
         device=device,
+        native=native,
         batch=batch,
         seconds=seconds,
         reporter=terminal,
     )
-    console.show_build(terminal, result["build"], without=result["verify"]["cautions"])
-    console.show_verify(terminal, result["verify"])
-    console.show_bench(terminal, result["bench"])
-    console.show_gate(terminal, verdicts)
+    console.show_run(terminal, result, verdicts)
     results.write(result, json)
+    if report is not None:
+        module.write_result(result, report)
+        terminal.line(f"wrote {report}", style="bold")
+    benching.refuse_partial(result["bench"], json)
     raise typer.Exit(errors.EXIT_OK if verdicts.verdict == "pass" else errors.EXIT_GATE)
 
 
@@ -469,7 +549,7 @@ def main(arguments: list[str] | None = None, program: typer.Typer = app) -> int:
             style="red",
         )
         return errors.EXIT_INPUT
-    if code == _INTERRUPTED:
+    if code == errors.EXIT_INTERRUPTED:
         terminal.line("interrupted: nothing half-written was left")
     return code
 

@@ -1,136 +1,26 @@
-"""What a person sees: progress and tables on standard error. Units are given here alone."""
+"""What a person sees of builds, verifications and verdicts, and of what there is."""
 
 from __future__ import annotations
 
-import contextlib
-import time
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.table import Table
 from rich.text import Text
 
+from vggdeploy import machine_table
+from vggdeploy.bench_table import show_bench
+from vggdeploy.contracts import TensorSpec
+from vggdeploy.terminal import bar, duration
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping
 
-    from vggdeploy.contracts import Item
     from vggdeploy.gates import Verdicts
-
-_LOG_WIDTH = 120
-"""Where standard error is a file, there is no terminal to fit into."""
-
-_LOG_SECONDS = 10.0
-"""How often a log, which has no bars, hears of a long job."""
+    from vggdeploy.terminal import Terminal
 
 _FULL_WIDTH = 96
 """Columns that the whole budget table takes; below, the kind of layer is left out."""
 
-_BAR_WIDTH = 20
-"""Columns of a table's longest bar."""
-
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
-
-
-class _Count(MofNCompleteColumn):
-    """How many of how many; nothing where the number is not known."""
-
-    def render(self, task: Task) -> Text:
-        return Text("") if task.total is None else super().render(task)
-
-
-class Terminal:
-    """Progress bars and tables on standard error; a `contracts.Reporter`."""
-
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
-        if not self.console.is_terminal:
-            self.console.width = _LOG_WIDTH
-        self._progress: Progress | None = None
-        self._running = 0
-
-    @contextlib.contextmanager
-    def _bar(self, label: str, total: int | None) -> Iterator[Any]:
-        if self._progress is None:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                _Count(),
-                TimeElapsedColumn(),
-                console=self.console,
-                transient=True,
-                disable=not self.console.is_terminal,
-            )
-            self._progress.start()
-        progress = self._progress
-        task = progress.add_task(label, total=total)
-        self._running += 1
-        try:
-            yield lambda: progress.advance(task)
-        finally:
-            progress.remove_task(task)
-            self._running -= 1
-            if not self._running:
-                progress.stop()
-                self._progress = None
-
-    def track(self, items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-        """Pass `items` through under a bar; in a log, say now and then how far it is."""
-        said = time.perf_counter()
-        with self._bar(label, total) as advance:
-            for count, item in enumerate(items, start=1):
-                yield item
-                advance()
-                if not self.console.is_terminal and time.perf_counter() - said >= _LOG_SECONDS:
-                    said = time.perf_counter()
-                    self.line(f"{label} {count}/{total}", style="dim")
-
-    @contextlib.contextmanager
-    def step(self, label: str) -> Iterator[None]:
-        """A moving bar for as long as the block lasts."""
-        with self._bar(label, None):
-            yield
-
-    def done(self, label: str, seconds: float, cached: bool) -> None:
-        """One line that stays."""
-        self.line(f"{label:<12}{duration(seconds):>10}{'  cached' if cached else ''}", style="dim")
-
-    def line(self, text: str, style: str = "") -> None:
-        """One line of text, never read as markup and never broken."""
-        self.console.print(Text(text, style=style), soft_wrap=True)
-
-    def table(
-        self,
-        columns: Sequence[str],
-        rows: Iterable[Sequence[str | Text]],
-        title: str = "",
-        left: int = 1,
-    ) -> None:
-        """A table whose first `left` columns are text and whose others are figures."""
-        table = Table(
-            title=title or None,
-            title_justify="left",
-            box=None,
-            pad_edge=False,
-            padding=(0, 1, 0, 0),
-        )
-        for index, column in enumerate(columns):
-            table.add_column(
-                column,
-                justify="left" if index < left else "right",
-                no_wrap=len(columns) > 4,
-                overflow="fold",
-            )
-        for row in rows:
-            table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-        self.console.print(table)
 
 
 def show_budget(
@@ -205,14 +95,16 @@ def show_budget(
 
 def show_doctor(terminal: Terminal, result: Mapping[str, Any]) -> None:
     """Machine, packages, targets and devices."""
-    machine = result["system"]
-    memory = machine["memory_bytes"]
-    terminal.line(
-        f"{machine['cpu']}, {machine['cores']} cores, "
-        f"{'unknown' if memory is None else f'{memory / 2**30:.1f} GiB'} memory, "
-        f"{machine['system']}, Python {machine['python']}"
+    terminal.table(
+        ("machine", ""),
+        [
+            *machine_table.rows(result["system"]),
+            ("temperature", machine_table.heat(result["temperature_c"])),
+            ("power", result["power"]["source"] or result["power"]["reason"]),
+        ],
+        left=2,
     )
-    terminal.line(f"8- and 16-bit instructions: {', '.join(machine['isa']) or 'none known'}\n")
+    terminal.line("")
     terminal.table(
         ("package", "version", "extra"),
         [
@@ -227,7 +119,7 @@ def show_doctor(terminal: Terminal, result: Mapping[str, Any]) -> None:
         [
             (
                 name,
-                "ready" if said["runs_here"] else "builds" if said["available"] else "unavailable",
+                _readiness(said),
                 said["summary"] if said["runs_here"] else f"{said['reason']}: {said['fix']}",
             )
             for name, said in result["targets"].items()
@@ -236,8 +128,8 @@ def show_doctor(terminal: Terminal, result: Mapping[str, Any]) -> None:
     )
     if result["saturates"]:
         terminal.line(
-            "this CPU has no VNNI, so its 8-bit sums may saturate: build ov-int8 for it with "
-            "--cpu-isa avx2",
+            "this CPU has no VNNI, so its 8-bit sums may saturate: where 'verify --data' shows a "
+            "loss, build ov-int8 for it with --cpu-isa avx2",
             style="yellow",
         )
     for device, said in result["openvino_devices"].items():
@@ -245,6 +137,14 @@ def show_doctor(terminal: Terminal, result: Mapping[str, Any]) -> None:
             f"OpenVINO {device}: {said['name']}, computes in {', '.join(said['precisions'])}"
         )
     terminal.line(f"cache: {result['cache']['path']}, {result['cache']['bytes'] / 1e6:,.0f} MB")
+
+
+def _readiness(target: Mapping[str, Any]) -> str:
+    if target["runs_here"]:
+        return "ready"
+    able = [*(["builds"] if target["available"] else []),
+            *(["emulated"] if target["emulated"] else [])]  # fmt: skip
+    return ", ".join(able) or "unavailable"
 
 
 def show_build(
@@ -259,6 +159,8 @@ def show_build(
         terminal.line(f"left in high precision: {name} ({reason})", style="yellow")
     if result["mixed"]:
         _show_mixed(terminal, result["mixed"])
+    if result["sparsity"]:
+        _show_sparsity(terminal, result["sparsity"])
     if result["ignored_files"]:
         terminal.line(
             f"ignored in the image folder: {result['ignored_files']} files that are no images"
@@ -270,11 +172,56 @@ def show_build(
         terminal.line("nothing was compiled: the same bundle is there already")
     elif all(stage["cached"] for stage in result["stages"] if stage["name"] != "bundle"):
         terminal.line("nothing was compiled: every stage was in the cache")
+    engine = f"engine {result['engine_bytes'] / 1e6:.2f} MB"
+    if result["batches"]:
+        engine += f", batches {', '.join(map(str, result['batches']))}"
+    if not result["compiled"]:
+        engine = f"no engine yet: 'vggdeploy compile {result['bundle']}' makes it on the device"
+    if result["input"]["dtype"] == "uint8":
+        engine += f", takes {TensorSpec(**result['input'])}"
+    terminal.line(f"bundle {result['bundle']}: {result['target']}, {engine}", style="bold")
+
+
+def show_compile(terminal: Terminal, result: Mapping[str, Any]) -> None:
+    """What a bundle was compiled to, and with what."""
+    name = result["device"].get("name")
     terminal.line(
         f"bundle {result['bundle']}: {result['target']}, engine "
-        f"{result['engine_bytes'] / 1e6:.2f} MB",
+        f"{result['engine_bytes'] / 1e6:.2f} MB, by {result['backend']}"
+        + (f" for {name}" if name else ""),
         style="bold",
     )
+
+
+def show_run(terminal: Terminal, result: Mapping[str, Any], verdicts: Verdicts) -> None:
+    """A run's parts; in place of its measurement, why there is none."""
+    show_build(terminal, result["build"], without=result["verify"]["cautions"])
+    show_verify(terminal, result["verify"])
+    if result["bench"]:
+        show_bench(terminal, result["bench"])
+    else:
+        terminal.line(
+            f"verified by emulation and not benched: {result['not_benched']}", style="yellow"
+        )
+    show_gate(terminal, verdicts)
+
+
+def _show_sparsity(terminal: Terminal, sparsity: Mapping[str, Any]) -> None:
+    """What pruning did to each layer, and which it left as they were."""
+    terminal.table(
+        (f"{sparsity['pattern']} sparsity", "error of weights", "of outputs"),
+        [
+            (
+                layer["name"],
+                f"{layer['weight_error']:.1%}",
+                "" if layer["output_error"] is None else f"{layer['output_error']:.1%}",
+            )
+            for layer in sparsity["layers"]
+        ]
+        + [("together", f"{sparsity['weight_error']:.1%}", "")],
+    )
+    for name, reason in sparsity["dense"]:
+        terminal.line(f"left dense: {name} ({reason})", style="yellow")
 
 
 def _show_mixed(terminal: Terminal, mixed: Mapping[str, Any]) -> None:
@@ -329,12 +276,6 @@ def show_sensitivity(terminal: Terminal, result: Mapping[str, Any]) -> None:
     )
 
 
-def bar(share: float) -> str:
-    """A bar of `share` of `_BAR_WIDTH` columns, to an eighth of one."""
-    whole, rest = divmod(round(8 * _BAR_WIDTH * min(1.0, max(0.0, share))), 8)
-    return "█" * whole + " ▏▎▍▌▋▊▉"[rest].strip()
-
-
 def show_verify(terminal: Terminal, result: Mapping[str, Any]) -> None:
     """Parity, and accuracy where there are labels."""
     parity, accuracy = result["parity"], result["accuracy"]
@@ -362,42 +303,6 @@ def show_verify(terminal: Terminal, result: Mapping[str, Any]) -> None:
         terminal.line(caution, style="yellow")
 
 
-def show_bench(terminal: Terminal, result: Mapping[str, Any]) -> None:
-    """Latency, throughput, and both against the budget."""
-    latency, budget = result["latency_s"], result["budget"]
-    floor = max(budget["compute_floor_s"], budget["memory_floor_s"])
-    terminal.table(
-        (f"speed at batch {result['batch']}", ""),
-        [
-            ("median latency", duration(latency["p50"])),
-            ("p90 / p99", f"{duration(latency['p90'])} / {duration(latency['p99'])}"),
-            ("samples", f"{len(result['samples_s'])}"),
-            ("throughput", f"{result['throughput_ips']:.2f} images/s"),
-            ("budget", f"{budget['macs'] / 1e9:.2f} GMAC"),
-            ("achieved", f"{budget['achieved_macs_per_s'] / 1e9:.0f} GMAC/s"),
-            (
-                "attainable here",
-                f"{budget['peak_macs_per_s'] / 1e9:.0f} GMAC/s, "
-                f"{budget['peak_bytes_per_s'] / 1e9:.1f} GB/s",
-            ),
-            (
-                "utilisation",
-                f"{budget['utilisation']:.1%}"
-                + (
-                    " (over 100%: fewer multiplications than the network has, as Winograd's way, "
-                    "or the probes fell short)"
-                    if budget["utilisation"] > 1
-                    else ""
-                ),
-            ),
-            ("floor", f"{duration(floor)} ({budget['bound']} binds)"),
-            ("machine", f"{result['system']['cpu']}, {result['system']['cores']} cores"),
-        ],
-    )
-    for reason in result["unstable_because"]:
-        terminal.line(f"unstable: {reason}", style="yellow")
-
-
 def show_gate(terminal: Terminal, verdicts: Verdicts) -> None:
     """Every criterion, then the verdict."""
     terminal.table(
@@ -407,7 +312,11 @@ def show_gate(terminal: Terminal, verdicts: Verdicts) -> None:
                 criterion.name,
                 f"{criterion.bound:.6g}",
                 "none" if criterion.value is None else f"{criterion.value:.6g}",
-                Text(criterion.verdict, style=_COLOURS[criterion.verdict]),
+                Text(
+                    criterion.verdict
+                    + (" (emulated)" if criterion.execution == "emulated" else ""),
+                    style=_COLOURS[criterion.verdict],
+                ),
             )
             for criterion in verdicts.criteria
         ],
@@ -415,17 +324,14 @@ def show_gate(terminal: Terminal, verdicts: Verdicts) -> None:
     for criterion in verdicts.criteria:
         if criterion.note:
             terminal.line(f"{criterion.name}: {criterion.note}", style="yellow")
+    for caution in verdicts.cautions:
+        terminal.line(caution, style="yellow")
     if verdicts.judged:
         terminal.line(f"judged on {verdicts.images} images ({verdicts.judged})")
-    if verdicts.execution == "emulated":
+    emulated = verdicts.execution == "emulated"
+    if emulated:
         terminal.line("accuracy was judged by emulation, not on the device", style="yellow")
     terminal.line(
-        f"verdict: {verdicts.verdict.upper()}", style=f"bold {_COLOURS[verdicts.verdict]}"
+        f"verdict: {verdicts.verdict.upper()}{' (emulated)' if emulated else ''}",
+        style=f"bold {_COLOURS[verdicts.verdict]}",
     )
-
-
-def duration(value: float) -> str:
-    """A duration in the unit that suits it."""
-    if value >= 1:
-        return f"{value:.2f} s"
-    return f"{value * 1e3:.2f} ms" if value >= 1e-3 else f"{value * 1e6:.1f} us"

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from vggdeploy.errors import ConfigError, RunnerError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
     from types import TracebackType
@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from vggdeploy.bundle import Bundle
+    from vggdeploy.preprocess import Preprocess
     from vggdeploy.topology import Network
 
 Item = TypeVar("Item")
 Outputs = dict[str, "NDArray[np.float32]"]
+
+Batch: TypeAlias = "NDArray[Any]"
+"""What a network takes: float32 images, or uint8 pixels, as its `Runner.input` says."""
 
 
 class Reporter(Protocol):
@@ -94,31 +98,39 @@ class Dialect:
         nonnegative: the type of an activation that is never negative (after ReLU).
         signed: the type of any other activation.
         weight: the type of weights, one scale an output channel.
+        image_weight: that of the first layer's, which read an image of both signs.
         high_precision: the type of scales, biases and everything that is not quantized.
-        matrix: the type of the weights of matrix products, whose activations then stay in high
-            precision; None where they are quantized as convolutions are.
+        matrix: the type of the weights of matrix products, with a scale a channel or a group,
+            whose activations then stay in high precision; None where they are quantized as
+            convolutions are.
     """
 
     name: str
     nonnegative: IntegerType
     signed: IntegerType
     weight: IntegerType
+    image_weight: IntegerType
     high_precision: Literal["float32", "float16"]
-    matrix: GroupedType | None = None
+    matrix: IntegerType | GroupedType | None = None
 
     def activation(self, nonnegative: bool) -> IntegerType:
         """The type of an activation tensor."""
         return self.nonnegative if nonnegative else self.signed
+
+    @property
+    def grouped(self) -> GroupedType | None:
+        """The type of the weights of matrix products where groups of them share a scale."""
+        return self.matrix if isinstance(self.matrix, GroupedType) else None
 
 
 INT8 = IntegerType("int8", -128, 127)
 INT8_NARROW = IntegerType("int8", -127, 127)
 UINT8 = IntegerType("uint8", 0, 255)
 
-INT7 = IntegerType("int8", -63, 63)
+INT7 = IntegerType("int8", -64, 64)
 """Weights for x86 without VNNI, whose instruction adds two products of u8 and s8 in 16 bits:
-2 * 255 * 63 still fits, 2 * 255 * 127 saturates (Intel, "Lower Numerical Precision Deep Learning
-Inference and Training", 2018)."""
+2 * 255 * 64 still fits, 2 * 255 * 127 saturates (Intel, "Lower Numerical Precision Deep Learning
+Inference and Training", 2018). Signed activations are made unsigned by an offset of 128 first."""
 
 INT4_GROUPS = GroupedType("int4", -8, 7, 64, "float16")
 """4.25 bits a weight, scales included."""
@@ -130,13 +142,16 @@ DEFAULT_CPU = "vnni"
 
 DIALECTS: dict[str, Dialect] = {
     # After ReLU unsigned: 255 levels in place of 127, one bit for nothing.
-    "openvino": Dialect("openvino", UINT8, INT8, INT8_NARROW, "float32"),
+    # An image of both signs is, with the offset of 128 that such values get, large all over: with
+    # 8 bits most of a first layer's sums would saturate on CPUs without VNNI.
     # The fully connected layers of a single image are bound by the bytes of their weights; their
-    # activations cost nothing, so they stay as they are.
-    "openvino-w4": Dialect("openvino-w4", UINT8, INT8, INT8_NARROW, "float32", INT4_GROUPS),
+    # activations cost nothing, so they stay as they are: OpenVINO multiplies 8-bit weights with
+    # floats, which on a CPU without VNNI takes less than half the time of 8 bits with 8.
+    "openvino": Dialect("openvino", UINT8, INT8, INT8_NARROW, INT7, "float32", INT8_NARROW),
+    "openvino-w4": Dialect("openvino-w4", UINT8, INT8, INT8_NARROW, INT7, "float32", INT4_GROUPS),
     # TensorRT's INT8 is signed and symmetric alone. float16 for the rest, since an FP32 scale or
     # bias would leave FP32 GEMMs behind.
-    "tensorrt": Dialect("tensorrt", INT8, INT8, INT8_NARROW, "float16"),
+    "tensorrt": Dialect("tensorrt", INT8, INT8, INT8_NARROW, INT8_NARROW, "float16"),
 }
 
 
@@ -171,16 +186,76 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class TrtOptions:
+    """How a TensorRT engine is built. None stands for TensorRT's own default.
+
+    Attributes:
+        flavour: ``tensorrt`` or ``rtx``; None for what is installed, ``tensorrt`` first.
+        min_batch: the fewest images of a query, the least of the optimization profile.
+        opt_batch: the images of the query that kernels are chosen for; one, as `RunOptions` has it.
+        max_batch: the most images of a query.
+        workspace_bytes: scratch memory that a layer may use.
+        optimization_level: 0 to 5; higher tries more kernels and takes longer.
+        compute_capabilities: of the GPUs that an engine of TensorRT for RTX is for, such as
+            ``"7.5"``; several go into one engine. Empty for what the flavour builds by itself.
+        dla_core: the DLA core that the engine is for; None for the GPU.
+        sparse: whether kernels for weights of 2:4 sparsity may be chosen.
+        timing_cache: where the times of kernels are kept between builds; None for a file of the
+            GPU, the flavour and its version below the stage cache.
+        calibration_cache: what a float graph is quantized by inside of TensorRT (DLA).
+    """
+
+    flavour: str | None = None
+    min_batch: int = 1
+    opt_batch: int = 1
+    max_batch: int = 32
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    dla_core: int | None = None
+    sparse: bool = False
+    timing_cache: Path | None = None
+    calibration_cache: Path | None = None
+
+    @property
+    def batches(self) -> tuple[int, int, int]:
+        """The optimization profile: the least, what it is tuned for, the most."""
+        return self.min_batch, self.opt_batch, self.max_batch
+
+
+@dataclass(frozen=True)
 class CompileOptions:
     """What a target needs beyond the graph.
 
     Attributes:
         network: the topology, where the graph came from ours.
         device: the backend's own name of the device.
+        tensorrt: how TensorRT builds; None for other targets, and for its defaults.
+        pixels: what the engine does with uint8 ``[N, H, W, 3]`` pixels before the network; None
+            where it takes what the graph takes.
     """
 
     network: Network | None = None
     device: str = "CPU"
+    tensorrt: TrtOptions | None = None
+    pixels: Preprocess | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a backend uses its device: what can be tuned. None is the backend's own choice.
+
+    Attributes:
+        streams: queries that are executed side by side.
+        threads: of the CPU, for all of them.
+        pinning: whether threads are bound to cores.
+        precision: what float parts are computed in, by the backend's own name.
+    """
+
+    streams: int | None = None
+    threads: int | None = None
+    pinning: bool | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -191,11 +266,34 @@ class RunOptions:
         device: the backend's own name of the device.
         batch: images a query.
         goal: ``"latency"`` for one query at a time, ``"throughput"`` for many in flight.
+        settings: how the device is used.
+        profile: whether `Runner.layer_times` is wanted; timing each layer costs time of its own.
     """
 
     device: str = "CPU"
     batch: int = 1
     goal: Literal["latency", "throughput"] = "latency"
+    settings: Settings = Settings()
+    profile: bool = False
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """What one layer of an engine took.
+
+    Attributes:
+        name: the engine's own.
+        nodes: names of the nodes of the graph that it executes, as far as the backend says.
+        kind: the backend's word for what it does.
+        precision: what it was computed in, by the backend's own name; empty where not said.
+        seconds: of one query.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    kind: str
+    precision: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -203,13 +301,15 @@ class Probe:
     """A small network that shows what the device can do: time it, and divide.
 
     ``macs`` multiply-accumulates a query for a compute probe, ``bytes`` read a query for a
-    bandwidth probe; the other is 0.
+    bandwidth probe; the other is 0. ``precision`` is what a compute probe is meant to be computed
+    in, one of `budget.PRECISIONS`; where the runner tells its layers' times, theirs counts.
     """
 
     name: str
     runner: Runner
     macs: int = 0
     bytes: int = 0
+    precision: str = ""
 
 
 class Runner(ABC):
@@ -220,8 +320,8 @@ class Runner(ABC):
 
     Attributes:
         name: shown in messages.
-        input: the one input, ``[N, 3, H, W]`` or ``[N, H, W, 3]``; N is fixed when opened for a
-            batch.
+        input: the one input, float32 ``[N, 3, H, W]`` or ``[N, H, W, 3]``, or uint8 pixels
+            ``[N, H, W, 3]``; N is fixed when opened for a batch.
         outputs: the outputs, in the order of the network.
         reuses_buffers: whether arrays from one call are overwritten by the next.
         depth: queries that `infer_many` keeps in flight.
@@ -255,7 +355,7 @@ class Runner(ABC):
         self._open = False
         self._stop()
 
-    def infer(self, batch: NDArray[np.float32]) -> Outputs:
+    def infer(self, batch: Batch) -> Outputs:
         """Run one batch and wait for it.
 
         Raises:
@@ -263,7 +363,7 @@ class Runner(ABC):
         """
         return self._infer(self._checked(batch))
 
-    def infer_many(self, batches: Iterable[NDArray[np.float32]]) -> Generator[Outputs, None, None]:
+    def infer_many(self, batches: Iterable[Batch]) -> Generator[Outputs, None, None]:
         """Run batches with up to `depth` in flight; results come in the order of the batches.
 
         A result's arrays are valid until the next one is asked for.
@@ -273,11 +373,41 @@ class Runner(ABC):
         """
         return self._infer_many(self._checked(batch) for batch in batches)
 
-    def scores(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def start(self, batch: Batch, done: Callable[[Outputs], None]) -> None:
+        """Begin a query, and call `done` with its outputs when it has ended.
+
+        Waits while `depth` queries are in flight. `done` may be called from another thread, and
+        in another order than that of the queries; the arrays are valid until it returns. `batch`
+        must not change before. A backend that has no queue runs the query right here.
+
+        Raises:
+            RunnerError: as `infer`.
+        """
+        self._begin(self._checked(batch), done)
+
+    def drain(self) -> None:
+        """Wait for every query that `start` has begun.
+
+        Raises:
+            RunnerError: for one that failed.
+            BaseException: what a `done` raised.
+        """
+        self._drain()
+
+    def layer_times(self) -> list[LayerTime]:
+        """What each layer of the last `infer` took, in the order of execution; empty where the
+        backend does not say. The runner must have been opened with ``profile``.
+
+        Raises:
+            RunnerError: when it was not, or nothing has been run.
+        """
+        return []
+
+    def scores(self, batch: Batch) -> NDArray[np.float32]:
         """The first output of `infer`: class scores ``[N, classes]``."""
         return self.infer(batch)[self.outputs[0].name]
 
-    def _checked(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _checked(self, batch: Batch) -> Batch:
         if not self._open:
             raise RunnerError(f"{self.name} is not open", fix="call it inside 'with runner:'")
         if not self.input.accepts(batch):
@@ -285,13 +415,21 @@ class Runner(ABC):
                 f"{self.name}: input {self.input.name!r} does not fit",
                 got=f"{batch.dtype} {list(batch.shape)}",
                 expected=self.input,
-                fix="preprocess the image as the bundle's manifest says",
+                fix="preprocess the image as the bundle's manifest says"
+                if self.input.dtype == "float32"
+                else "give it the image's own pixels, resized as the bundle's manifest says",
             )
         return batch
 
-    def _infer_many(self, batches: Iterable[NDArray[np.float32]]) -> Generator[Outputs, None, None]:
+    def _infer_many(self, batches: Iterable[Batch]) -> Generator[Outputs, None, None]:
         for batch in batches:
             yield self._infer(batch)
+
+    def _begin(self, batch: Batch, done: Callable[[Outputs], None]) -> None:
+        done(self._infer(batch))
+
+    def _drain(self) -> None:  # noqa: B027  # nothing is in flight where `_begin` waits
+        """Wait until nothing is in flight."""
 
     @abstractmethod
     def _start(self) -> None:
@@ -302,7 +440,7 @@ class Runner(ABC):
         """Free everything; called once, on every path."""
 
     @abstractmethod
-    def _infer(self, batch: NDArray[np.float32]) -> Outputs:
+    def _infer(self, batch: Batch) -> Outputs:
         """Run one checked batch."""
 
 
@@ -313,7 +451,16 @@ class Target(ABC):
         name: what ``--target`` takes.
         precision: one of `budget.PRECISIONS`.
         dialect: how it wants its Q/DQ graph; None for a float target.
+        keeps_graph: whether a bundle holds the graph that its engine was compiled from, even where
+            that is not quantized.
+        float_type: the type of weights and activations in the float graph that it compiles.
+        takes_pixels: whether its engines can take uint8 pixels: by `CompileOptions.pixels`, or, of
+            a target that keeps the graph, by a graph that does.
     """
+
+    keeps_graph: bool = False
+    takes_pixels: bool = False
+    float_type: Literal["float32", "float16"] = "float32"
 
     def __init__(self, name: str, precision: str, dialect: Dialect | None) -> None:
         self.name = name
@@ -342,6 +489,19 @@ class Target(ABC):
             )
         return self.dialect
 
+    def prepare(self, options: CompileOptions) -> dict[str, Any]:
+        """Settle whether `compile` can work with `options`, before any long work.
+
+        Returns:
+            What an engine depends on besides the graph, JSON-ready; empty where that is only the
+            versions of libraries.
+
+        Raises:
+            ConfigError: for options that do not go together, or not with this target.
+            MissingError: for what this machine lacks.
+        """
+        return {}
+
     @abstractmethod
     def compile(self, onnx: Path, options: CompileOptions, out_dir: Path) -> tuple[Path, ...]:
         """Compile a graph into engine files below `out_dir`.
@@ -349,6 +509,14 @@ class Target(ABC):
         Raises:
             ModelError: when the backend does not take the graph.
         """
+
+    def facts(self, out_dir: Path) -> dict[str, Any]:
+        """What `compile` found out about the engine that it put into `out_dir`, for the manifest.
+
+        ``layers``, where it is there, is for the budget: the engine's layers, None where they could
+        not be looked at.
+        """
+        return {}
 
     @abstractmethod
     def open(self, bundle: Bundle, options: RunOptions) -> Runner:
@@ -362,9 +530,34 @@ class Target(ABC):
         """Whether a bundle of this target can run on this machine's `device`."""
         return self.availability()
 
+    def device_facts(self, device: str) -> dict[str, Any]:
+        """What the driver says of `device`, JSON-ready; empty where a target asks no driver.
+
+        A GPU's facts are those that `gpus.rated` takes.
+
+        Raises:
+            MissingError: when there is no such device.
+        """
+        return {}
+
+    def copy_rates(self, device: str) -> dict[str, float]:
+        """Bytes a second that copies on `device` were just measured to move, for `gpus.rated`;
+        empty where a target does not measure them.
+
+        Raises:
+            MissingError: when there is no such device.
+            RunnerError: when it fails.
+        """
+        return {}
+
     def cautions(self, bundle: Bundle, options: RunOptions) -> tuple[str, ...]:
         """What to know before trusting this bundle's outputs on this machine."""
         return ()
+
+    def candidates(self, options: RunOptions) -> Sequence[Settings]:
+        """Settings that are worth trying on this machine for `options`' goal and batch, the
+        backend's own choice first."""
+        return (Settings(),)
 
     @abstractmethod
     def probes(self, options: RunOptions) -> Sequence[Probe]:

@@ -89,9 +89,9 @@ class Dataset:
         if not 1 <= count <= len(self):
             raise DatasetError(
                 f"{self.root} cannot give the images asked for",
-                got=f"{len(self)} images",
-                expected=f"{count}" if count >= 1 else "1 or more",
-                fix=f"ask for 1 to {len(self)}, or add images",
+                got=f"{count} of {len(self)}",
+                expected=f"1 to {len(self)}",
+                fix="ask for fewer, or add images" if count > 0 else "ask for 1 or more",
             )
         drawn = random.Random(seed).sample(range(len(self)), count)
         return replace(self, samples=tuple(self.samples[i] for i in sorted(drawn)))
@@ -113,6 +113,15 @@ class Dataset:
             name = sample.path.relative_to(self.root).as_posix()
             total.update(f"{name}\0{content}\n".encode("utf-8", "surrogateescape"))
         return total.hexdigest()
+
+    def judged_digest(self) -> str:
+        """SHA-256 over `digest` and labels: an empty class folder moves the labels of others.
+
+        Raises:
+            DatasetError: as `digest`.
+        """
+        labels = [sample.label for sample in self.samples] if self.labelled else None
+        return digests.sha256_json([self.digest(), labels])
 
     def pixels(self, preprocess: Preprocess) -> Iterator[NDArray[np.uint8]]:
         """Each image as uint8 ``[H, W, 3]``, decoded ahead in parallel, in order.

@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 from vggdeploy import machine, targets
+from vggdeploy.benchmarks import power
 from vggdeploy.cache import Cache
 
 _PACKAGES = {
@@ -16,6 +17,10 @@ _PACKAGES = {
     "safetensors": "export",
     "openvino": "openvino",
     "scikit-learn": "demo",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx-cu13": "tensorrt-rtx",
+    "pycuda": "tensorrt",
+    "nvidia-ml-py": "nvml",
 }
 """Optional packages, and the extra that brings each."""
 
@@ -26,6 +31,8 @@ def doctor() -> dict[str, Any]:
     return {
         "kind": "doctor",
         "system": machine.system(),
+        "temperature_c": machine.temperatures(),
+        "power": _power(),
         "saturates": machine.saturates(),
         "packages": {
             name: {"version": machine.version(name), "extra": extra}
@@ -37,6 +44,12 @@ def doctor() -> dict[str, Any]:
     }
 
 
+def _power() -> dict[str, str | None]:
+    """What tells the CPU's or the board's power, or why nothing does."""
+    with power.source() as (found, why):
+        return {"source": None if found is None else found.name, "reason": why or None}
+
+
 def _target(name: str) -> dict[str, Any]:
     target = targets.get(name)
     here = target.availability()
@@ -46,6 +59,8 @@ def _target(name: str) -> dict[str, Any]:
         "runs_here": runs.ok,
         "reason": runs.reason,
         "fix": runs.fix,
+        # Without the backend a portable bundle can be built, and verified by emulation.
+        "emulated": target.keeps_graph and not runs.ok and targets.get("ov-fp32").availability().ok,
         "summary": targets.REGISTRY[name].summary,
     }
 

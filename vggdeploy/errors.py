@@ -12,7 +12,8 @@
     ├── ResultError                a result file: missing, unreadable, of another schema
     ├── BoundError                 exit 1: a bound that a build was to meet and cannot
     ├── RunnerError                a runner: wrong state, name, shape or dtype
-    └── MissingError               exit 3: this machine lacks something
+    ├── MissingError               exit 3: this machine lacks something
+    └── PartialError               exit 130: Ctrl-C; what there was by then is kept
 
 A message answers four questions in one line: what went wrong, what was got, what was expected,
 and how to mend it. A vendor's exception is mapped to one of these and kept as ``__cause__``.
@@ -26,6 +27,8 @@ EXIT_OK = 0
 EXIT_GATE = 1
 EXIT_INPUT = 2
 EXIT_MISSING = 3
+EXIT_INTERRUPTED = 130
+"""What a shell gives a program that Ctrl-C ended, and typer too."""
 
 
 class VggdeployError(Exception):
@@ -103,6 +106,12 @@ class MissingError(VggdeployError):
     """This machine lacks a package, a device, disk space or the network."""
 
     exit_code = EXIT_MISSING
+
+
+class PartialError(VggdeployError):
+    """A measurement that Ctrl-C ended after its first samples, which were kept."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 def missing_package(package: str, extra: str, purpose: str) -> MissingError:

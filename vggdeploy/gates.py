@@ -7,10 +7,11 @@ missing measurement never passes.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vggdeploy.errors import ConfigError, ResultError
+from vggdeploy.machine import require_same
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,13 +57,19 @@ than its reference deserves a look."""
 
 @dataclass(frozen=True)
 class Criterion:
-    """One bound and what became of it; `note` says why it could not be told."""
+    """One bound and what became of it.
+
+    Attributes:
+        note: why it could not be told.
+        execution: ``native`` or ``emulated``, for what a verification found; empty for the rest.
+    """
 
     name: str
     bound: float
     value: float | None
     verdict: Verdict
     note: str = ""
+    execution: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class Verdicts:
         digest: of the bundle.
         judged: ``data`` or ``probes``; None where nothing was verified.
         images: how many were judged.
+        cautions: what the machines of the results do not have in common, where that was allowed.
         execution: ``native``, or ``emulated`` where accuracy was judged without the device.
         unstable: why the speed figures are not to be trusted; empty when they are.
     """
@@ -84,6 +92,7 @@ class Verdicts:
     digest: str
     judged: str | None
     images: int
+    cautions: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form of a gate's result."""
@@ -114,8 +123,8 @@ _RANGES = {
 }
 """What a figure can be; 0 to a huge number where nothing is said."""
 
-_P99_SAMPLES = 100
-"""With fewer, the 99th percentile is the largest sample and nothing more."""
+_P99_SAMPLES = 368
+"""With fewer, the 99th percentile has no 95% interval: 0.99 ** 368 is the first power below 0.025."""
 
 _SPEED = ("max_p50", "max_p99", "min_throughput", "min_utilisation")
 
@@ -159,12 +168,19 @@ def policy(bounds: Mapping[str, Any]) -> Policy:
     return Policy(**given)
 
 
-def judge(results: Sequence[Result], bounds: Policy) -> Verdicts:
-    """Hold results of one bundle against `bounds`.
+def judge(results: Sequence[Result], bounds: Policy, *, across_machines: bool = False) -> Verdicts:
+    """Hold results of one bundle, verified and measured on one machine, against `bounds`.
+
+    Where a bundle was built does not count, nor where it was emulated: that is not of a machine.
+
+    Args:
+        results: of build, verify, bench or run.
+        bounds: what they are held against.
+        across_machines: allows a verification on another machine than the measurement's.
 
     Raises:
-        ResultError: when the results are of different bundles, of a kind that has no figures, or
-            incomplete.
+        ResultError: when the results are of different bundles or machines, of a kind that has no
+            figures, or incomplete.
     """
     by_kind: dict[str, Result] = {}
     for result in _parts(results):
@@ -190,8 +206,12 @@ def judge(results: Sequence[Result], bounds: Policy) -> Verdicts:
         )
     bench, verify = by_kind.get("bench"), by_kind.get("verify")
     unstable = tuple(map(str, _look(bench, "unstable_because", list))) if bench else ()
+    cautions: tuple[str, ...] = ()
+    if bench and verify and _look(verify, "execution", str) == "native":
+        # What decides speed alone may have been set between the two.
+        cautions = require_same(verify, bench, across_machines=across_machines, speed=False)
     criteria = tuple(
-        _criterion(field.name, float(bound), by_kind, bool(unstable))
+        _executed(_criterion(field.name, float(bound), by_kind, bool(unstable)), verify)
         for field in fields(bounds)
         if (bound := getattr(bounds, field.name)) is not None
     )
@@ -205,6 +225,7 @@ def judge(results: Sequence[Result], bounds: Policy) -> Verdicts:
         digest=next(iter(digests.values()), ""),
         judged=_look(verify, "judged", str) if verify else None,
         images=int(_look(_look(verify, "parity", dict), "n", int)) if verify else 0,
+        cautions=cautions,
     )
 
 
@@ -213,16 +234,27 @@ def _parts(results: Sequence[Result]) -> list[Result]:
     found: list[Result] = []
     for result in results:
         if _look(result, "kind") == "run":
-            found += [_look(result, part) for part in ("build", "verify", "bench")]
+            parts = [_look(result, part) for part in ("build", "verify", "bench")]
+            # What a run emulated it did not measure.
+            found += [part for part in parts if part is not None]
         else:
             found.append(result)
     return found
+
+
+def _executed(criterion: Criterion, verify: Result | None) -> Criterion:
+    """A criterion that says how what it judges was executed."""
+    if verify is None or _FIGURES[criterion.name][0] != "verify":
+        return criterion
+    return replace(criterion, execution=str(_look(verify, "execution", str)))
 
 
 def _criterion(name: str, bound: float, by_kind: Mapping[str, Result], unstable: bool) -> Criterion:
     kind, path = _FIGURES[name]
     holder = next(iter(by_kind.values()), None) if kind == "any" else by_kind.get(kind)
     value: Any = holder
+    if kind == "bench" and holder is not None and _look(holder, "partial", bool):
+        return Criterion(name, bound, None, "inconclusive", "the measurement was interrupted")
     for key in path:
         # A verification without labels has no accuracy; what is below it is not missing.
         value = None if value is None else _look(value, key)
@@ -237,6 +269,9 @@ def _criterion(name: str, bound: float, by_kind: Mapping[str, Result], unstable:
             expected=f"a number of {low:g} to {high:g}",
             fix="run the command again",
         )
+    if name == "max_engine_bytes" and not value:
+        none = "there is no engine yet: the bundle is portable"
+        return Criterion(name, bound, None, "inconclusive", none)
     if kind == "verify" and (note := _look(holder, "note", str)):
         # What was asked to be judged was not.
         return Criterion(name, bound, value, "inconclusive", str(note))
@@ -245,7 +280,9 @@ def _criterion(name: str, bound: float, by_kind: Mapping[str, Result], unstable:
     if met and unstable and name in _SPEED:
         return Criterion(name, bound, value, "inconclusive", "the measurement was unstable")
     if met and samples < _P99_SAMPLES:
-        few = f"{samples} samples do not show a 99th percentile: measure longer with --seconds"
+        few = (
+            f"{samples} samples do not show a 99th percentile: bench with --queries {_P99_SAMPLES}"
+        )
         return Criterion(name, bound, value, "inconclusive", few)
     return Criterion(name, bound, value, "pass" if met else "fail")
 

@@ -13,14 +13,15 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vggdeploy.contracts import TensorSpec
 from vggdeploy.errors import ModelError, missing_package
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
     import onnx_ir as ir
     from numpy.typing import NDArray
 
@@ -302,6 +303,54 @@ def label(node: ir.Node) -> str:
     return f"{node.op_type} {str(node.name or node.outputs[0].name)!r}"
 
 
+def tensor_name(graph: ir.Graph, name: str) -> str:
+    """`name` or, where a tensor of a foreign graph has it already, the like."""
+    outputs = {value.name for node in graph for value in node.outputs}
+    return _free(name, outputs | {value.name for value in graph.inputs} | set(graph.initializers))
+
+
+def node_name(graph: ir.Graph, name: str) -> str:
+    """`name` or, where a node of a foreign graph has it already, the like."""
+    return _free(name, {node.name for node in graph})
+
+
+def _free(name: str, taken: Collection[str | None]) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
+def constant(graph: ir.Graph, name: str, content: NDArray[Any]) -> ir.Value:
+    """A new initializer, under `name` if that is free."""
+    import onnx_ir
+
+    name = tensor_name(graph, name)
+    tensor = onnx_ir.tensor(np.ascontiguousarray(content).reshape(content.shape), name=name)
+    made = onnx_ir.val(name, const_value=tensor)
+    graph.register_initializer(made)
+    return made
+
+
+def append(
+    graph: ir.Graph,
+    operator: str,
+    inputs: Sequence[ir.Value],
+    output: str,
+    like: ir.Value,
+    **attributes: int,
+) -> ir.Value:
+    """A new node's output, with shape and type of `like`; node and output are called `output`, if
+    that is free. The graph is left to be sorted."""
+    import onnx_ir
+
+    node = onnx_ir.node(operator, list(inputs), attributes, name=node_name(graph, output))
+    value = node.outputs[0]
+    value.name = tensor_name(graph, output)
+    value.shape, value.type = like.shape, like.type
+    graph.append(node)
+    return value
+
+
 def bypass(graph: ir.Graph, node: ir.Node) -> bool:
     """Let what reads a node's first output read its first input, and remove the node.
 
@@ -371,6 +420,47 @@ def layer_rows(model: ir.Model) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def layer_nodes(model: ir.Model, rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The name of the node of each layer of a budget, in a float or a quantized graph.
+
+    Layers with weights are found by the names of these, pools by their order.
+
+    Args:
+        model: the graph.
+        rows: the budget's layers, with ``name`` and, where they are not only those with weights,
+            ``kind``.
+    """
+    found: dict[str, str] = {}
+    pools: dict[str, list[str]] = {"maxpool": [], "avgpool": []}
+    for node in model.graph:
+        if node.domain:
+            continue
+        name = str(node.name or node.outputs[0].name)
+        if node.op_type in WEIGHTED:
+            value = node.inputs[1]
+            while value is not None and (producer := value.producer()) is not None:
+                value = producer.inputs[0]  # through DequantizeLinear and Cast
+            if value is not None:
+                found[str(value.name).removesuffix(".quantized").removesuffix(".weight")] = name
+        elif node.op_type == "MaxPool":
+            pools["maxpool"].append(name)
+        elif node.op_type in ("AveragePool", "GlobalAveragePool"):
+            pools["avgpool"].append(name)
+    rows = list(rows)
+    for kind, nodes in pools.items():
+        named = [str(row["name"]) for row in rows if row.get("kind") == kind]
+        if len(named) == len(nodes):
+            found.update(zip(named, nodes, strict=True))
+    names = [str(row["name"]) for row in rows]
+    return {name: found[name] for name in names if name in found}
+
+
+def layer_tensors(model: ir.Model, nodes: Mapping[str, str]) -> dict[str, str]:
+    """The name of the tensor that each layer's node writes, for `layer_nodes` of the same graph."""
+    written = {str(node.name): str(node.outputs[0].name) for node in model.graph}
+    return {layer: written.get(node, node) for layer, node in nodes.items()}
 
 
 def _elements(shape: Any) -> int:

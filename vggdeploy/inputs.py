@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from vggdeploy.contracts import DEFAULT_CPU
 from vggdeploy.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vggdeploy.cache import Cache
     from vggdeploy.dataset import Dataset
     from vggdeploy.sources import Source
@@ -58,6 +60,19 @@ class BuildOptions:
             precision until it is met; None quantizes all.
         sensitivity_images: how many of the images that calibrate rank the layers.
         cpu_isa: the CPU that OpenVINO INT8 is built for, a key of `contracts.CPU_WEIGHTS`.
+        input_format: ``float``, or ``uint8-nhwc`` for a network that preprocesses pixels itself,
+            see `pixels`.
+        portable: whether compiling is left to the device (`compiling`), see `Target.keeps_graph`.
+        flavour: of TensorRT, a key of `trt_api.MODULES`; this and those that follow are for
+            TensorRT targets, see `contracts.TrtOptions`.
+        min_batch: the fewest images of a query.
+        opt_batch: the images of the query that kernels are chosen for.
+        max_batch: the most images of a query.
+        workspace: bytes of scratch memory that a layer may use.
+        optimization_level: 0 to 5.
+        compute_capability: of the GPUs that TensorRT for RTX builds for.
+        dla: the DLA core that the engine is for.
+        sparsity: ``2:4`` for weights of that pattern, see `calib.sparsity`; None leaves them dense.
         out: where the bundle goes; ``bundles/<name>-<target>`` when None.
         force: whether another bundle at `out` is replaced.
     """
@@ -84,6 +99,17 @@ class BuildOptions:
     max_drop: float | None = None
     sensitivity_images: int = 32
     cpu_isa: str = DEFAULT_CPU
+    input_format: str = "float"
+    portable: bool = False
+    flavour: str | None = None
+    min_batch: int | None = None
+    opt_batch: int | None = None
+    max_batch: int | None = None
+    workspace: int | None = None
+    optimization_level: int | None = None
+    compute_capability: Sequence[str] | None = None
+    dla: int | None = None
+    sparsity: str | None = None
     out: Path | None = None
     force: bool = False
 
@@ -202,3 +228,24 @@ def _folders(options: BuildOptions, source: Source, store: Cache) -> tuple[Datas
         return sources.demo_images("training", store), sources.demo_images("heldout", store)
     everything = dataset.scan(Path(str(options.calib_data)).expanduser())
     return everything, everything
+
+
+def held_out(source: Source, data: str | None, calibration: Dataset, store: Cache) -> Dataset:
+    """The images of `data` that are not among the calibration images.
+
+    Raises:
+        DatasetError: when none is left.
+    """
+    demo = source.weights is not None and source.weights.demo
+    if data == sources.DEMO or (data is None and demo):
+        return sources.demo_images("heldout", store)
+    folder = dataset.scan(Path(data).expanduser() if data else calibration.root)
+    taken = {sample.path.resolve() for sample in calibration.samples}
+    rest = tuple(sample for sample in folder.samples if sample.path.resolve() not in taken)
+    if not rest:
+        raise DatasetError(
+            f"every image of {folder.root} calibrates, and none is left to judge on",
+            got=f"{len(folder)} images, {len(calibration)} of them calibrate",
+            fix="give --data another folder, or fewer --calib-images",
+        )
+    return replace(folder, samples=rest)

@@ -17,8 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import budget, building, bundle, calib, graphs, machine, parity, sensitivity, sources
-from vggdeploy.benchmarks import harness, judging
+from vggdeploy import (
+    budget,
+    bundle,
+    calib,
+    calibrating,
+    graphs,
+    machine,
+    parity,
+    sensitivity,
+    sources,
+)
+from vggdeploy.benchmarks import judging, peak
 from vggdeploy.contracts import GraphTarget, RunOptions
 from vggdeploy.errors import BoundError
 
@@ -67,9 +77,23 @@ class Mixed:
 
 
 def choose(
-    job: Build, graph: Entry, table: Entry, rounded: Entry | None, dialect: Dialect
+    job: Build,
+    graph: Entry,
+    table: Entry,
+    rounded: Entry | None,
+    dialect: Dialect,
+    *,
+    against: Entry,
 ) -> Mixed:
     """Choose what stays in high precision for ``max_drop``; kept in the cache.
+
+    Args:
+        job: the build.
+        graph: the float graph that is quantized.
+        table: of its calibration.
+        rounded: its weights, rounded.
+        dialect: of the target.
+        against: the float graph that the drop is counted from: `graph`, before it was pruned.
 
     Raises:
         BoundError: when the drop is too large even with a single layer quantized.
@@ -79,26 +103,24 @@ def choose(
 
     def make(work: Path) -> None:
         with tempfile.TemporaryDirectory(dir=work) as scratch:
-            judge = _Judge(job, graph, table, rounded, dialect, Path(scratch))
+            judge = _Judge(job, graph, table, rounded, dialect, Path(scratch), against)
             chosen = _choose(job, judge, graph, table, rounded, dialect)
         (work / _CHOSEN).write_text(json.dumps(asdict(chosen)))
 
-    entry = job.stages.run(
+    entry = job.stage(
         "mixed",
-        lambda: job.store.stage(
-            "mixed",
-            {
-                "graph": graph.digest,
-                "table": table.digest,
-                "rounded": rounded.digest if rounded else None,
-                "dialect": asdict(dialect),
-                "images": pixels.digest(),
-                "sensitivity_images": job.ranking.digest(),
-                "preprocess": job.source.preprocess.to_json(),
-                "max_drop": job.options.max_drop,
-            },
-            make,
-        ),
+        {
+            "graph": graph.digest,
+            "against": against.digest,
+            "table": table.digest,
+            "rounded": rounded.digest if rounded else None,
+            "dialect": asdict(dialect),
+            "images": pixels.judged_digest(),
+            "sensitivity_images": job.ranking.digest(),
+            "preprocess": job.source.preprocess.to_json(),
+            "max_drop": job.options.max_drop,
+        },
+        make,
     )
     said = json.loads((entry.path / _CHOSEN).read_text())
     return Mixed(**{**said, "kept": tuple(said["kept"])})
@@ -175,16 +197,17 @@ class _Judge:
         rounded: Entry | None,
         dialect: Dialect,
         folder: Path,
+        against: Entry,
     ) -> None:
         assert job.judged is not None
         self._job, self._dialect, self._folder = job, dialect, folder
         self._original = graph.path / bundle.GRAPH
-        self._table = building.load_calibration(table)
-        self._rounded = building.load_rounded(rounded)
+        self._table = calibrating.load_table(table)
+        self._rounded = calibrating.load_rounded(rounded)
         self._pixels = list(job.judged.pixels(job.source.preprocess))
         self._known: dict[frozenset[str], float] = {}
         self.images = len(self._pixels)
-        self._reference = self._scores(self._original, "running the float graph")
+        self._reference = self._scores(against.path / bundle.GRAPH, "running the float graph")
         labels = job.judged.labels()
         believed = (
             labels is not None and float((self._reference.argmax(1) == labels).mean()) >= _BELIEVED
@@ -254,7 +277,7 @@ def _latency(
         # On the default device, as the float graph is run.
         options = RunOptions()
         rates = {
-            name: harness.peak(of.probes(options), job.reporter)
+            name: peak.peak(of.probes(RunOptions(profile=True)), name, job.reporter)
             for name, of in (("fp32", sources.float_target()), (target.precision, target))
         }
         onnx = [entry.path / bundle.GRAPH for entry in (quantized, whole)]
@@ -271,18 +294,17 @@ def _latency(
         }
         (work / _LATENCY).write_text(json.dumps(found))
 
-    entry = job.stages.run(
+    system = machine.system()
+    entry = job.stage(
         "latency",
-        lambda: job.store.stage(
-            "latency",
-            {
-                "mixed": quantized.digest,
-                "int8": whole.digest,
-                "target": target.name,
-                "system": machine.system(),
-            },
-            make,
-        ),
+        {
+            "mixed": quantized.digest,
+            "int8": whole.digest,
+            "target": target.name,
+            # What the machine is, and not how busy or how fast it is just now.
+            "system": {key: system[key] for key in ("cpu", "isa", "cores", "libraries")},
+        },
+        make,
     )
     measured: dict[str, float] = json.loads((entry.path / _LATENCY).read_text())
     return measured

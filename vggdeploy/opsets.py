@@ -6,7 +6,7 @@ or what they mean, are rewritten here; the source is ONNX's own change log (docs
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -74,7 +74,11 @@ def _softmax(graph: ir.Graph, node: ir.Node) -> None:
     graph.insert_before(node, flat)
     node.replace_input_with(0, flat.outputs[0])
     node.attributes["axis"] = onnx_ir.AttrInt64("axis", -1)
-    target = _constant(graph, f"{result.name}.shape", [-1, *[int(side or 1) for side in sides[1:]]])
+    target = graphs.constant(
+        graph,
+        f"{result.name}.shape",
+        np.array([-1, *[int(side or 1) for side in sides[1:]]], np.int64),
+    )
     back = onnx_ir.node("Reshape", [result, target], name=f"{result.name}.reshape")
     back.outputs[0].shape, back.outputs[0].type = result.shape, result.type
     graphs.insert_behind(graph, node, back)
@@ -86,7 +90,9 @@ def _axes_become_an_input(name: str) -> Callable[[ir.Graph, ir.Node], None]:
             return
         values = [int(value) for value in node.attributes.pop(name).value]
         node.resize_inputs(2)
-        node.replace_input_with(1, _constant(graph, f"{node.outputs[0].name}.{name}", values))
+        node.replace_input_with(
+            1, graphs.constant(graph, f"{node.outputs[0].name}.{name}", np.array(values, np.int64))
+        )
 
     return rewrite
 
@@ -123,17 +129,6 @@ _CHANGES: tuple[tuple[int, tuple[str, ...], Callable[[ir.Graph, ir.Node], None]]
     (18, ("Split",), _split_counts_outputs),
 )
 """(first opset with it, operators, rewrite) of everything that changed but for its types."""
-
-
-def _constant(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
-    import onnx_ir
-
-    while name in graph.initializers:
-        name += "_"
-    content: Any = np.array(values, np.int64)
-    made = onnx_ir.val(name, const_value=onnx_ir.tensor(content, name=name))
-    graph.register_initializer(made)
-    return made
 
 
 def _stuck(node: ir.Node, why: str) -> ModelError:

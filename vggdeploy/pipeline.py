@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from vggdeploy import (
     atomic,
+    benching,
     building,
     bundle,
+    calibrating,
     calibration_file,
     dataset,
+    execution,
     gates,
     mixed,
     plots,
+    pruning,
     results,
     sensitivity,
     sources,
     verification,
 )
 from vggdeploy.benchmarks import BenchOptions
-from vggdeploy.benchmarks import bench as measure
 from vggdeploy.contracts import RunOptions, Silent
 from vggdeploy.errors import ConfigError
 from vggdeploy.inputs import BuildOptions
@@ -30,13 +33,14 @@ from vggdeploy.inputs import BuildOptions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vggdeploy.contracts import Reporter
+    from vggdeploy.cache import Entry
+    from vggdeploy.contracts import Dialect, Reporter
     from vggdeploy.gates import Policy, Verdicts
 
 _EXPORTED = {"model.onnx", "model.onnx.data"}
 """What is in the folder of an export."""
 
-__all__ = ["BuildOptions", "bench", "build", "calibrate", "export_graph", "gate", "run"]
+__all__ = ["BuildOptions", "build", "calibrate", "export_graph", "gate", "run"]
 
 
 def build(
@@ -50,53 +54,84 @@ def build(
         device: where the bundle will run, for the cautions.
 
     Returns:
-        ``bundle``, ``target``, ``digest``, ``engine_bytes``, ``stages``, ``unchanged`` (the same
+        ``bundle``, ``target``, ``digest``, ``engine_bytes`` (0 where none is compiled yet),
+        ``portable``, ``compiled``, ``input`` (name, shape, dtype), ``stages``, ``unchanged`` (the same
         bundle was there already), ``left_in_high_precision``, ``calibration_images`` (None where a
-        given calibration does not say), ``ignored_files``, ``trt_cache``, ``cautions``, and
-        ``mixed`` (None without a bound on the drop, else see `mixed.report`).
+        given calibration does not say), ``ignored_files``, ``trt_cache``, ``batches`` (of a
+        TensorRT engine: least, tuned for and most, else None), ``cautions``, ``sparsity`` (None
+        for dense weights, else see `pruning.report`), and ``mixed`` (None without a bound on the
+        drop, else see `mixed.report`).
 
     Raises:
         VggdeployError: one of its kinds; nothing half-written is left.
     """
     job = building.Build(options, reporter or Silent())
-    graph = job.export()
+    exported = job.export()
+    pruned = pruning.stage(job, exported) if options.sparsity else None
+    graph = pruned or exported
     table = quantized = said = choice = None
     kept: tuple[str, ...] = ()
-    if job.dialect is not None:
-        if job.given is not None:
-            table = job.adopt(graph, job.given)
-        else:
-            table = job.calibrate(graph, job.collect(graph))
-        rounded = job.round(graph, table, job.dialect)
+    if job.implicit:
+        table = _table(job, graph)
+    elif job.dialect is not None:
+        table, rounded = calibrated(job, graph, job.dialect)
         if job.judged is not None:
-            choice = mixed.choose(job, graph, table, rounded, job.dialect)
+            choice = mixed.choose(job, graph, table, rounded, job.dialect, against=exported)
             kept = choice.kept
         quantized = job.quantize(graph, table, rounded, job.dialect, kept)
         if choice is not None:
             whole = functools.partial(job.quantize, graph, table, rounded, job.dialect)
             said = mixed.report(job, choice, graph, quantized, whole)
-    engine = job.compile(quantized or graph)
-    made = building.Made(graph, table, quantized, engine, job.reference(), kept)
+    compiled = job.formed(quantized or job.typed(graph))
+    engine = None if options.portable else job.compile(compiled, table if job.implicit else None)
+    sparse = pruning.report(job, pruned)
+    made = building.Made(graph, table, quantized, compiled, engine, job.reference(), kept, sparse)
     opened = job.write(made)
-    calibration = building.load_table(table)
+    calibration = calibrating.load_table(table) if table else None
     return {
         "kind": "build",
         "bundle": str(job.out),
         "target": job.target.name,
         "digest": opened.manifest["digest"],
         "engine_bytes": opened.engine_bytes,
+        "portable": options.portable,
+        "compiled": opened.compiled,
+        "input": opened.manifest["input"],
         "stages": job.stages.done,
         "unchanged": job.unchanged,
         "left_in_high_precision": job.left(quantized),
         "calibration_images": calibration.source.get("images") if calibration else 0,
         "ignored_files": job.images.ignored,
-        "trt_cache": str(job.out / bundle.TRT_CACHE) if options.emit_trt_cache else None,
+        "trt_cache": str(job.out / bundle.TRT_CACHE) if job.trt_cache else None,
+        "batches": opened.manifest["build"].get("engine", {}).get("batches"),
         "cautions": [
-            *calibration_file.cautions(calibration, options.calibration),
+            *calibration_file.cautions(calibration, options.calibration, options.sparsity),
             *job.target.cautions(opened, RunOptions(device=device)),
         ],
+        "sparsity": sparse,
         "mixed": said,
     }
+
+
+def calibrated(job: building.Build, graph: Entry, dialect: Dialect) -> tuple[Entry, Entry | None]:
+    """The calibration table of a float graph, and its weights as `Build.round` gives them."""
+    table = _table(job, graph)
+    return table, job.round(graph, table, dialect)
+
+
+def _table(job: building.Build, graph: Entry) -> Entry:
+    if job.given is not None:
+        return job.adopt(graph, job.given)
+    return job.calibrate(graph, job.collect(graph))
+
+
+def quantized_graph(job: building.Build, dialect: Dialect) -> Entry:
+    """The Q/DQ graph in a dialect, every layer quantized: what a build compiles."""
+    graph = job.export()
+    if job.options.sparsity:
+        graph = pruning.stage(job, graph)
+    table, rounded = calibrated(job, graph, dialect)
+    return job.quantize(graph, table, rounded, dialect)
 
 
 def export_graph(options: BuildOptions, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -105,7 +140,7 @@ def export_graph(options: BuildOptions, reporter: Reporter | None = None) -> dic
     Raises:
         VggdeployError: one of its kinds; nothing half-written is left.
     """
-    job = building.Job(options, reporter or Silent())
+    job = calibrating.Job(options, reporter or Silent())
     out = options.out or Path(f"{job.source.name}.onnx")
     _refuse(out, options.force)
     if out.exists() and not (out.is_dir() and {file.name for file in out.iterdir()} <= _EXPORTED):
@@ -156,7 +191,7 @@ def calibrate(
             )
         plots.check(plot, options.force)
     dialect = sensitivity.dialect(options) if rank else None
-    job = building.Calibration(options, reporter or Silent())
+    job = calibrating.Calibration(options, reporter or Silent())
     out = options.out or Path(f"{job.source.name}-{bundle.CALIBRATION}")
     _refuse(out, options.force)
     cache = out.with_suffix(".cache") if options.emit_trt_cache else None
@@ -194,15 +229,6 @@ def _refuse(out: Path, force: bool) -> None:
         raise ConfigError(f"{out} exists", fix="give --force to replace it, or another --out")
 
 
-def bench(
-    path: Path, *, batch: int, seconds: float, device: str, reporter: Reporter
-) -> dict[str, Any]:
-    """Measure the bundle at `path`; see `benchmarks.bench`."""
-    opened = bundle.open_bundle(path)
-    target = sources.runnable(opened.target, device)
-    return measure(opened, target, BenchOptions(batch, seconds, device), reporter)
-
-
 def gate(
     paths: Sequence[Path],
     bounds: Policy,
@@ -211,8 +237,11 @@ def gate(
     reference: Path | None,
     device: str,
     reporter: Reporter,
+    native: bool = False,
+    across_machines: bool = False,
 ) -> Verdicts:
-    """Hold result files against `bounds`; a bundle among `paths` is verified first.
+    """Hold result files against `bounds`; a bundle among `paths` is verified first, without
+    emulation if `native`. `across_machines` allows results of different machines.
 
     Raises:
         ConfigError: for `data` or `reference` without a bundle to verify.
@@ -224,12 +253,19 @@ def gate(
             fix="drop them, or give the bundle in place of its verification",
         )
     found = [
-        verification.verify(path, data=data, reference=reference, device=device, reporter=reporter)
+        verification.verify(
+            path,
+            data=data,
+            reference=reference,
+            device=device,
+            native=native,
+            reporter=reporter,
+        )
         if path.is_dir()
         else results.read(path)
         for path in paths
     ]
-    return gates.judge(found, bounds)
+    return gates.judge(found, bounds, across_machines=across_machines)
 
 
 def run(
@@ -241,29 +277,57 @@ def run(
     batch: int,
     seconds: float,
     reporter: Reporter,
+    native: bool = False,
 ) -> tuple[dict[str, Any], Verdicts]:
     """Build, verify, bench and gate.
 
     Without `data`, a bundle of the demo is verified on the demo's held-out images and any other on
-    its probes.
+    its probes. Where the target does not run here it is verified by emulation, if it can be and
+    `native` does not forbid that, and not measured: ``bench`` is None then, and ``not_benched``
+    says why.
     """
-    measuring = BenchOptions(batch, seconds, device)
+    measuring = BenchOptions(batch, seconds, device, tuned=True)
     measuring.check()
-    sources.runnable(options.target, device)
+    why = _not_benched(options, device, native)
     if data is not None and data != sources.DEMO:
         dataset.scan(Path(data).expanduser())
     built = build(options, reporter, device=device)
     path = Path(built["bundle"])
     if data is None and options.weights == sources.DEMO and options.model is None:
         data = sources.DEMO
-    verified = verification.verify(path, data=data, device=device, reporter=reporter)
-    benched = bench(path, batch=batch, seconds=seconds, device=device, reporter=reporter)
-    verdicts = gates.judge([built, verified, benched], bounds)
+    verified = verification.verify(path, data=data, device=device, native=native, reporter=reporter)
+    benched = None
+    if why is None:
+        benched = benching.bench(path, measuring, reporter)
+    verdicts = gates.judge([part for part in (built, verified, benched) if part], bounds)
     result = {
         "kind": "run",
         "build": built,
         "verify": verified,
         "bench": benched,
+        "not_benched": why,
         "gate": verdicts.to_json(),
     }
     return result, verdicts
+
+
+def _not_benched(options: BuildOptions, device: str, native: bool) -> str | None:
+    """Why a run will not measure what it builds; None where it will.
+
+    Raises:
+        ConfigError: when the engine would be left to a device that is this machine.
+        MissingError: when what it builds could not even be verified here.
+    """
+    target = sources.buildable(options.target, portable=options.portable)
+    lacking = execution.lacking(options.target, device)
+    if lacking is None:
+        if options.portable:
+            raise ConfigError(
+                f"--portable leaves compiling to the device, and {target.name} runs on this one",
+                fix="drop it, or build without run",
+            )
+        return None
+    if native or not target.keeps_graph:
+        raise lacking
+    execution.emulator(target, lacking)
+    return lacking.what

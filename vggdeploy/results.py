@@ -17,27 +17,37 @@ SCHEMA = 1
 STDOUT = "-"
 
 
-def refuse_overwrite(destination: str | None, force: bool) -> None:
+def refuse_overwrite(
+    destination: str | None, force: bool, out: Path | None = None, *, flag: str = "--json"
+) -> None:
     """Say no before the work is done when a result could not be written after it.
 
+    Args:
+        destination: of the result.
+        force: whether it may replace what is there.
+        out: what else the command writes.
+        flag: that the destination was given with.
+
     Raises:
-        ConfigError: when the file exists and `force` is not given, or its folder is missing.
+        ConfigError: when the file exists and `force` is not given, its folder is missing, or it is
+            `out` itself.
     """
     if destination in (None, STDOUT):
         return
     path = Path(str(destination))
+    if out is not None and path.resolve() == out.resolve():
+        raise ConfigError(
+            f"{flag} and --out are one file, {path}", fix="give one of them another name"
+        )
     if path.exists() and not force:
-        raise ConfigError(f"{path} exists", fix="give --force, or another --json")
+        raise ConfigError(f"{path} exists", fix=f"give --force, or another {flag}")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ConfigError(
             f"{path} cannot be written",
             got="a folder" if path.is_dir() else f"no folder {path.parent}",
-            fix="give --json the path of a file in a folder that exists",
+            fix=f"give {flag} the path of a file in a folder that exists",
         )
-    with atomic.writing(path):
-        probe = path.absolute().parent / f".{path.name}.probe"
-        probe.touch()
-        probe.unlink()
+    atomic.require_writable(path)
 
 
 def write(result: Mapping[str, Any], destination: str | None) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import building, bundle, calib, graphs, parity, sources
+from vggdeploy import bundle, calib, calibrating, graphs, parity, sources
 from vggdeploy.contracts import RunOptions
 from vggdeploy.errors import ConfigError, ModelError
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vggdeploy.building import Calibration
     from vggdeploy.cache import Entry
+    from vggdeploy.calibrating import Calibration
     from vggdeploy.contracts import Dialect
     from vggdeploy.dataset import Dataset
     from vggdeploy.inputs import BuildOptions
@@ -83,20 +83,17 @@ def stage(
             found = measure(variants, chosen, job.source.preprocess, job)
         (work / _FOUND).write_text(json.dumps([asdict(layer) for layer in found]))
 
-    return job.stages.run(
+    return job.stage(
         "sensitivity",
-        lambda: job.store.stage(
-            "sensitivity",
-            {
-                "graph": graph.digest,
-                "table": table.digest,
-                "rounded": rounded.digest if rounded else None,
-                "dialect": asdict(dialect),
-                "images": chosen.digest(),
-                "preprocess": job.source.preprocess.to_json(),
-            },
-            make,
-        ),
+        {
+            "graph": graph.digest,
+            "table": table.digest,
+            "rounded": rounded.digest if rounded else None,
+            "dialect": asdict(dialect),
+            "images": chosen.digest(),
+            "preprocess": job.source.preprocess.to_json(),
+        },
+        make,
     )
 
 
@@ -124,8 +121,8 @@ class Variants:
         self, graph: Entry, table: Entry, rounded: Entry | None, dialect: Dialect, folder: Path
     ) -> None:
         self.original = graph.path / bundle.GRAPH
-        self._table = building.load_calibration(table)
-        self._rounded = building.load_rounded(rounded)
+        self._table = calibrating.load_table(table)
+        self._rounded = calibrating.load_rounded(rounded)
         # Variants are run in float32: a cast of all weights to float16 would leave none to share.
         self._dialect = replace(dialect, high_precision="float32")
         self._folder = folder

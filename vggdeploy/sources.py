@@ -294,7 +294,12 @@ def calibration_target(precision: str) -> GraphTarget:
         precision = "bf16" if narrow.runs_on(RunOptions().device).ok else "fp32"
     if precision == "fp32":
         return exact
-    runnable("ov-bf16", RunOptions().device)
+    here = narrow.runs_on(RunOptions().device)
+    if not here.ok:
+        raise MissingError(
+            f"--calib-precision bf16 cannot be had here: {here.reason}",
+            fix="give --calib-precision fp32, or auto",
+        )
     assert isinstance(narrow, GraphTarget)
     return narrow
 
@@ -310,6 +315,30 @@ def available(name: str) -> Target:
     here = target.availability()
     if not here.ok:
         raise MissingError(f"target {name} does not work here: {here.reason}", fix=here.fix)
+    return target
+
+
+def buildable(name: str, *, portable: bool) -> Target:
+    """The target called `name`, once it is known that a bundle for it can be built here.
+
+    Args:
+        name: the target's.
+        portable: whether compiling is left to the device, which takes nothing of the target here.
+
+    Raises:
+        ConfigError: for an unknown name, or where nothing can be left to the device.
+        MissingError: with what to install.
+    """
+    if not portable:
+        return available(name)
+    target = targets.get(name)
+    if not target.keeps_graph:
+        leaves = [other for other in targets.REGISTRY if targets.get(other).keeps_graph]
+        raise ConfigError(
+            f"--portable leaves compiling to the device, and {name} is compiled there anyway",
+            expected="one of " + ", ".join(leaves),
+            fix="drop it",
+        )
     return target
 
 

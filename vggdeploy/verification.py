@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import bundle, dataset, parity, sources
+from vggdeploy import bundle, dataset, execution, machine, parity, sources
 from vggdeploy.cache import Cache
 from vggdeploy.contracts import RunOptions, Silent
 from vggdeploy.errors import ConfigError, DatasetError, MissingError, ModelError, WeightsError
@@ -33,6 +33,7 @@ def verify(
     data: str | None = None,
     reference: Path | None = None,
     device: str = "CPU",
+    native: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Judge a bundle.
@@ -42,10 +43,12 @@ def verify(
         data: a folder of images, labelled or not, or ``demo`` for the demo's held-out digits.
         reference: the weights or the graph that the bundle was built from, where they lie now.
         device: the backend's own name of the device.
+        native: forbids emulation, see `execution.choose`.
         reporter: told the progress.
 
     Returns:
-        ``parity``, ``accuracy`` (None without labels), ``execution``, what was ``judged`` (``data``
+        ``parity``, ``accuracy`` (None without labels), ``execution`` (``native`` or ``emulated``),
+        ``compiled`` (whether the bundle has an engine), what was ``judged`` (``data``
         or ``probes``) and a ``note`` where that is not what was asked for.
 
     Raises:
@@ -59,7 +62,7 @@ def verify(
         )
     reporter = reporter or Silent()
     opened = bundle.open_bundle(path)
-    target = sources.runnable(opened.target, device)
+    how = execution.choose(opened, device, only_native=native)
     note = ""
     judged = "probes"
     probes = opened.probes()
@@ -94,15 +97,17 @@ def verify(
             images, labels, count = folder.pixels(opened.preprocess), folder.labels(), len(folder)
             classes, label_cautions = dict(folder.classes), _label_cautions(folder)
     run_options = RunOptions(device=device, goal="throughput")
-    cautions = [*target.cautions(opened, run_options), *label_cautions]
-    with target.open(opened, run_options) as runner:
+    cautions = [*how.cautions(opened, run_options), *label_cautions]
+    with how.open(opened, run_options) as runner:
         name = runner.outputs[0].name
-        batches = (opened.preprocess.arithmetic(image[None]) for image in images)
+        batches = (opened.batch(image[None]) for image in images)
         found = np.concatenate(
             [
                 outputs[name].copy()
                 for outputs in reporter.track(
-                    runner.infer_many(batches), count, "running the engine"
+                    runner.infer_many(batches),
+                    count,
+                    "running the engine" if how.kind == "native" else "emulating",
                 )
             ]
         )
@@ -122,8 +127,10 @@ def verify(
         "engine_bytes": opened.engine_bytes,
         "judged": judged,
         "note": note,
-        "execution": "native",
+        "execution": how.kind,
+        "compiled": opened.compiled,
         "device": runner.details,
+        "system": machine.system(),
         "cautions": cautions,
         "classes": classes,
         "parity": asdict(parity.parity(expected, found)),

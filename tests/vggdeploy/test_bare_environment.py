@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 OPTIONAL = (
     "torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "ml_dtypes", "safetensors", "openvino",
     "sklearn", "scikit_learn", "scipy", "matplotlib", "jinja2", "nncf", "onnxruntime", "tensorrt", "tensorrt_rtx",
-    "pycuda", "dask", "psutil", "hypothesis", "pytest",
+    "tensorrt_rtx_cu13",
+    "pycuda", "pynvml", "nvidia_ml_py", "playwright", "markupsafe", "dask", "psutil", "hypothesis", "pytest",
 )  # fmt: skip
 
 WITHOUT = """
@@ -194,3 +195,58 @@ def test_verify_without_torch_judges_the_probes(
     result = json.loads(done.stdout)
     assert result["judged"] == "probes"
     assert "vggdeploy[export]" in result["note"]
+
+
+TENSORRT = ("tensorrt", "tensorrt_rtx", "tensorrt_cu12", "tensorrt_rtx_cu13", "pycuda")
+
+
+@pytest.fixture
+def portable(bare: Any, tiny: Any, tmp_path: Path, tiny_bundle: Path) -> Path:
+    """A portable bundle, built where there is no TensorRT."""
+    options = tiny()
+    arguments = [
+        "build", "--target", "trt-int8", "--portable", "--weights", str(options.weights),
+        "--preprocess", str(options.preprocess), "--calib-data", str(options.calib_data),
+        "--calib-images", "16", "--max-batch", "2", "--out", "portable",
+    ]  # fmt: skip
+    done = bare(MAIN, *arguments, hidden=TENSORRT)
+    assert done.returncode == 0, done.stderr
+    assert "vggdeploy compile portable" in done.stderr
+    return tmp_path / "portable"
+
+
+def test_portable_bundle_is_judged_without_torch_and_tensorrt(bare: Any, portable: Path) -> None:
+    """A CI job has numpy and OpenVINO alone."""
+    edge = tuple(name for name in OPTIONAL if name != "openvino")
+    done = bare(MAIN, "gate", str(portable), "--min-agreement", "0.5", "--json", "-", hidden=edge)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["execution"] == "emulated"
+    done = bare(MAIN, "bench", str(portable), hidden=edge)
+    assert done.returncode == 3
+    assert "never an emulation" in done.stderr
+    assert "pip install" in done.stderr
+
+
+def test_portable_bundle_is_compiled_by_tensorrt_alone(bare: Any, portable: Path) -> None:
+    """No torch, no onnx, no OpenVINO: what a device has."""
+    done = bare(MAIN, "compile", str(portable))
+    assert done.returncode == 3
+    assert "pip install" in done.stderr
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    device = tuple(name for name in OPTIONAL if name not in TENSORRT)
+    flags = ["--flavour", "rtx", "--compute-capability", "7.5", "--compute-capability", "8.6"]
+    done = bare(MAIN, "compile", str(portable), *flags, "--json", "-", hidden=device)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["engine_bytes"] > 10_000
+    assert result["backend"].startswith("tensorrt_rtx ")
+    assert result["recipe"]["compute_capabilities"] == ["7.5", "8.6"]
+    assert result["recipe"]["max_batch"] == 2
+    # Compiled for cards, it can still be judged where there is none.
+    edge = tuple(name for name in OPTIONAL if name != "openvino")
+    done = bare(MAIN, "verify", str(portable), "--json", "-", hidden=edge)
+    assert done.returncode == 0, done.stderr
+    judged = json.loads(done.stdout)
+    assert (judged["execution"], judged["compiled"]) == ("emulated", True)
+    done = bare(MAIN, "verify", str(portable), "--native", hidden=edge)
+    assert done.returncode == 3

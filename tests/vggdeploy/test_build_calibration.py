@@ -40,7 +40,7 @@ def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """What can be told before any long work, must be."""
-    monkeypatch.delattr("vggdeploy.building.Job.export")
+    monkeypatch.delattr("vggdeploy.calibrating.Job.export")
 
 
 @pytest.fixture
@@ -359,7 +359,7 @@ def test_a_run_says_it_once(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vggdeploy.benchmarks.harness.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("vggdeploy.benchmarks.peak.SECONDS", 0.01)
     options = tiny()
     arguments = ["--weights", options.weights, "--preprocess", options.preprocess]
     arguments += ["--calib-data", options.calib_data, "--calib-images", "16", "--seconds", "0.05"]

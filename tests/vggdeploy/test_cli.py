@@ -18,7 +18,21 @@ if TYPE_CHECKING:
 
     Capture = pytest.CaptureFixture[str]
 
-COMMANDS = ["doctor", "budget", "export", "calibrate", "build", "verify", "bench", "gate", "run"]
+COMMANDS = [
+    "doctor",
+    "budget",
+    "export",
+    "calibrate",
+    "build",
+    "compile",
+    "verify",
+    "bench",
+    "tune",
+    "compare",
+    "gate",
+    "report",
+    "run",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +46,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test here looks at how fast anything is."""
-    monkeypatch.setattr("vggdeploy.benchmarks.harness.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("vggdeploy.benchmarks.peak.SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -113,6 +127,7 @@ def test_build_verify_bench_gate(
     assert run("verify", "bundle")["parity"]["n"] == 32
     benched = run("bench", "bundle", "--seconds", "0.05")
     assert len(benched["samples_s"]) >= 30
+    assert benched["partial"] is False
     (elsewhere / "build.json").write_text(json.dumps({"schema": 1, **built}))
     passed = run("gate", "build.json", "--max-engine-bytes", "1e9")
     assert passed["verdict"] == "pass"
@@ -121,6 +136,20 @@ def test_build_verify_bench_gate(
     err = capsys.readouterr().err
     assert "verdict: FAIL" in err
     assert "verdict: INCONCLUSIVE" in err
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_layers_are_measured_and_shown_on_request(
+    capsys: Capture, tiny_bundle: Path, layers: bool
+) -> None:
+    asked = ["--layers"] if layers else []
+    assert main(["bench", str(tiny_bundle), "--seconds", "0.05", *asked, "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)["budget"]
+    assert ("where a query's time goes" in err) == layers
+    assert {row["name"] for row in found["layers"]} >= {"features.0", "classifier.6", "in no layer"}
+    assert not layers or all(row["name"] in err for row in found["layers"])
+    assert {"ok", "beaten_by"} == set(found["peak_check"])
 
 
 def test_run_does_it_all_and_says_no(

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from vggdeploy import console
+from vggdeploy.terminal import Terminal, duration
 
 
 @pytest.mark.parametrize(
@@ -16,9 +16,9 @@ from vggdeploy import console
 )
 def test_a_log_hears_every_ten_seconds(monkeypatch, seconds_an_item, lines):
     now = [0.0]
-    monkeypatch.setattr("vggdeploy.console.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("vggdeploy.terminal.time.perf_counter", lambda: now[0])
     log = io.StringIO()
-    terminal = console.Terminal(Console(file=log))
+    terminal = Terminal(Console(file=log))
     total = 25 if seconds_an_item < 12 else 2
     seen = []
     for item in terminal.track(range(total), total, "looking"):
@@ -32,4 +32,4 @@ def test_a_log_hears_every_ten_seconds(monkeypatch, seconds_an_item, lines):
     ("value", "text"), [(2.5, "2.50 s"), (0.0381, "38.10 ms"), (2.5e-5, "25.0 us"), (1, "1.00 s")]
 )
 def test_durations_are_in_the_unit_that_suits_them(value, text):
-    assert console.duration(value) == text
+    assert duration(value) == text

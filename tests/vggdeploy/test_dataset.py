@@ -70,6 +70,16 @@ def test_hidden_files_are_left_out_everywhere(tmp_path):
     assert names(dataset.scan(tmp_path)) == ["a/1.png"]
 
 
+def test_an_empty_class_folder_moves_labels_and_what_depends_on_them(tmp_path):
+    fill(tmp_path, "b/1.png", "c/2.png")
+    before = dataset.scan(tmp_path)
+    (tmp_path / "a").mkdir()
+    after = dataset.scan(tmp_path)
+    assert (before.labels().tolist(), after.labels().tolist()) == ([0, 1], [1, 2])
+    assert before.digest() == after.digest()
+    assert before.judged_digest() != after.judged_digest()
+
+
 def test_labelled_and_flat_at_once_is_an_error(tmp_path):
     fill(tmp_path, "a/1.png", "2.png")
     with pytest.raises(DatasetError, match="both labelled and flat: got 1 images beside folders"):
@@ -113,7 +123,7 @@ def test_choosing_and_the_rest_are_the_whole(thirty):
 
 @pytest.mark.parametrize("count", [31, 0, -1])
 def test_choosing_what_is_not_there_is_an_error(thirty, count):
-    with pytest.raises(DatasetError, match=r"got 30 images.* -- ask for 1 to 30"):
+    with pytest.raises(DatasetError, match=rf"got {count} of 30, expected 1 to 30 -- ask for"):
         thirty.choose(count, seed=0)
 
 

@@ -15,6 +15,7 @@ KINDS = [
     errors.BoundError,
     errors.RunnerError,
     errors.MissingError,
+    errors.PartialError,
 ]
 
 
@@ -51,8 +52,8 @@ def test_a_vendors_many_lines_become_one():
     assert len(str(error).splitlines()) == 1
 
 
-def test_only_a_missing_thing_ends_in_3_and_a_bound_in_1():
-    codes = {errors.MissingError: 3, errors.BoundError: 1}
+def test_a_missing_thing_ends_in_3_a_bound_in_1_and_ctrl_c_in_130():
+    codes = {errors.MissingError: 3, errors.BoundError: 1, errors.PartialError: 130}
     assert {kind.__name__: kind.exit_code for kind in KINDS} == {
         kind.__name__: codes.get(kind, 2) for kind in KINDS
     }

@@ -11,9 +11,11 @@ from vggdeploy import gates
 from vggdeploy.errors import ConfigError, ResultError
 from vggdeploy.gates import Policy
 
+SYSTEM = {"cpu": "EPYC", "isa": ["avx2"], "cores": 2, "libraries": {"openvino": "2026.4"}}
 BUILD = {"kind": "build", "digest": "d" * 64, "engine_bytes": 1000}
 VERIFY = {
     "kind": "verify",
+    "system": SYSTEM,
     "digest": "d" * 64,
     "engine_bytes": 1000,
     "execution": "native",
@@ -24,10 +26,12 @@ VERIFY = {
 }
 BENCH = {
     "kind": "bench",
+    "system": SYSTEM,
     "digest": "d" * 64,
     "engine_bytes": 1000,
     "unstable_because": [],
-    "samples_s": [0.040] * 100,
+    "samples_s": [0.040] * 368,
+    "partial": False,
     "latency_s": {"p50": 0.040, "p99": 0.050},
     "throughput_ips": 25.0,
     "budget": {"utilisation": 0.8},
@@ -59,12 +63,13 @@ def test_every_bound_is_tested_here():
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_a_bound_is_met_to_the_last_digit(name):
-    _, figure, missed = BOUNDS[name]
+    kind, figure, missed = BOUNDS[name]
     found = gates.judge([VERIFY, BENCH], Policy(**{name: figure}))
     assert (found.verdict, found.criteria[0].value) == ("pass", figure)
     found = gates.judge([VERIFY, BENCH], Policy(**{name: missed}))
     assert (found.verdict, found.criteria[0].value) == ("fail", figure)
-    assert found.criteria == (gates.Criterion(name, float(missed), figure, "fail"),)
+    how = "native" if kind == "verify" else ""
+    assert found.criteria == (gates.Criterion(name, float(missed), figure, "fail", execution=how),)
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -154,6 +159,24 @@ def test_a_run_is_judged_by_its_parts():
     assert len(found.criteria) == 3
 
 
+def test_a_run_that_emulated_has_no_speed():
+    emulated = changed(VERIFY, execution="emulated")
+    run = {"kind": "run", "build": BUILD, "verify": emulated, "bench": None}
+    found = gates.judge([run], Policy(min_agreement=0.98))
+    assert (found.verdict, found.execution) == ("pass", "emulated")
+    assert found.criteria[0].execution == "emulated"
+    found = gates.judge([run], Policy(min_agreement=0.98, max_p50=0.04))
+    assert found.verdict == "inconclusive"
+    assert [c.verdict for c in found.criteria] == ["pass", "inconclusive"]
+
+
+def test_no_engine_has_no_size():
+    found = gates.judge([changed(BUILD, engine_bytes=0)], Policy(max_engine_bytes=1000))
+    (criterion,) = found.criteria
+    assert (criterion.verdict, criterion.value) == ("inconclusive", None)
+    assert "no engine yet" in criterion.note
+
+
 def test_results_of_different_bundles_are_refused():
     with pytest.raises(
         ResultError, match=r"different bundles: got verify of d+\.\.\., bench of e+"
@@ -236,6 +259,7 @@ def test_the_json_form_is_json():
         "value": 0.98,
         "verdict": "pass",
         "note": "",
+        "execution": "native",
     }
 
 
@@ -245,8 +269,22 @@ def test_what_was_not_judged_does_not_pass():
     assert found.criteria[0].note == "the probes were judged"
 
 
-def test_a_99th_percentile_takes_100_samples():
-    short = changed(BENCH, samples_s=[0.040] * 99)
+def test_what_was_interrupted_never_passes():
+    """Nor does it fail: what is missing might have changed it."""
+    partial = changed(BENCH, partial=True, throughput_ips=None)
+    for name in SPEED:
+        for bound in BOUNDS[name][1:]:
+            (criterion,) = gates.judge([partial], Policy(**{name: bound})).criteria
+            assert (criterion.verdict, criterion.note) == (
+                "inconclusive", "the measurement was interrupted"
+            )  # fmt: skip
+    with pytest.raises(ResultError, match="no usable 'partial'"):
+        gates.judge([changed(BENCH, partial=None)], Policy(max_p50=1.0))
+
+
+def test_a_99th_percentile_takes_368_samples():
+    short = changed(BENCH, samples_s=[0.040] * 367)
     assert gates.judge([short], Policy(max_p99=0.06)).verdict == "inconclusive"
+    assert "--queries 368" in gates.judge([short], Policy(max_p99=0.06)).criteria[0].note
     assert gates.judge([short], Policy(max_p99=0.04)).verdict == "fail"
     assert gates.judge([short], Policy(max_p50=0.06)).verdict == "pass"

@@ -144,7 +144,7 @@ def test_int8_within_the_bound_keeps_nothing(
     tiny: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from vggdeploy import console
-    from vggdeploy.console import Terminal
+    from vggdeploy.terminal import Terminal
 
     result = pipeline.build(tiny(out=tmp_path / "bundle", max_drop=1.0))
     assert result["mixed"]["kept"] == []
@@ -254,7 +254,7 @@ def test_labels_are_believed_where_the_float_network_does(
 
     monkeypatch.setattr("vggdeploy.sensitivity.float_scores", known)
     assert job.dialect is not None
-    made = mixed._Judge(job, graph, table, None, job.dialect, tmp_path)
+    made = mixed._Judge(job, graph, table, None, job.dialect, tmp_path, graph)
     assert made.judged == judged
     assert made.drop(()) == pytest.approx(drop)
     made.drop([])
@@ -299,7 +299,7 @@ def test_the_bound_of_a_run_is_its_gates(
 ) -> None:  # fmt: skip
     """Too small a bound for the images at hand, but a run does not mix for it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vggdeploy.benchmarks.harness.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("vggdeploy.benchmarks.peak.SECONDS", 0.01)
     options = tiny()
     flags = [
         "run", "--weights", options.weights, "--preprocess", options.preprocess, "--calib-data",

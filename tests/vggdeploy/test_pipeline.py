@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from vggdeploy import bundle, dataset, graphs, pipeline, verification
-from vggdeploy.errors import BundleError, ConfigError, DatasetError
+from vggdeploy.contracts import Availability
+from vggdeploy.errors import BundleError, ConfigError, DatasetError, MissingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,7 +147,7 @@ def test_images_are_needed_where_there_are_none(tiny: Options) -> None:
 
 @pytest.mark.parametrize("count", [0, -1, 49])
 def test_more_images_than_there_are(tiny: Options, count: int, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="48 images"):
+    with pytest.raises(DatasetError, match=f"got {count} of 48, expected 1 to 48"):
         pipeline.build(tiny(calib_images=count, out=tmp_path / "bundle"))
 
 
@@ -166,6 +167,34 @@ def test_calibrate_alone_writes_the_bundles_table(
     assert Path(result["table"]).read_bytes() == (tiny_bundle / "calibration.json").read_bytes()
     with pytest.raises(ConfigError, match="--force"):
         pipeline.calibrate(tiny(out=tmp_path / "table.json"))
+
+
+def test_labels_of_another_networks_classes_are_left_out(
+    tiny: Options, tmp_path: Path, digits_folder: Path
+) -> None:
+    """An accuracy of nothing would pass any bound on its drop."""
+    assert bundle_of(tiny, tmp_path / "own", digits_folder).probes().labels is not None
+    many = tmp_path / "many"
+    shutil.copytree(digits_folder, many)
+    for extra in range(3):
+        (many / f"0{extra}").mkdir()  # sorted in front, so that the last three classes are none
+    assert bundle_of(tiny, tmp_path / "other", many).probes().labels is None
+
+
+def bundle_of(tiny: Options, out: Path, data: Path) -> bundle.Bundle:
+    pipeline.build(tiny(out=out, calib_data=str(data)))
+    return bundle.open_bundle(out)
+
+
+def test_bfloat16_that_is_not_there_is_called_by_its_flag(
+    tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "vggdeploy.targets.openvino.OpenVINO.runs_on",
+        lambda target, device: Availability(target.precision != "bf16", "no BF16", "none"),
+    )
+    with pytest.raises(MissingError, match="--calib-precision bf16 cannot be had here: no BF16"):
+        pipeline.build(tiny(out=tmp_path / "bundle", calib_precision="bf16"))
 
 
 def test_a_changed_environment_makes_a_new_bundle(
@@ -188,15 +217,26 @@ def test_float_target_does_not_depend_on_calibration(tiny: Options, tmp_path: Pa
     assert result["unchanged"] is True
 
 
-def test_weights_for_a_cpu_without_vnni_have_7_bits(tiny: Options, tmp_path: Path) -> None:
-    pipeline.build(tiny(out=tmp_path / "bundle", cpu_isa="avx2"))
+@pytest.mark.parametrize(("cpu_isa", "others"), [("vnni", 127), ("avx2", 64)])
+def test_weights_that_would_saturate_are_smaller(
+    tiny: Options, tmp_path: Path, cpu_isa: str, others: int
+) -> None:
+    """Those of the convolution that reads the signed image for every CPU, the other convolutions'
+    for one without VNNI; products read floats."""
+    pipeline.build(tiny(out=tmp_path / "bundle", cpu_isa=cpu_isa))
     model = graphs.read(tmp_path / "bundle" / bundle.GRAPH)
     largest = {
-        int(np.abs(value.const_value.numpy().astype(np.int32)).max())
+        name.removesuffix(".weight.quantized"): int(
+            np.abs(value.const_value.numpy().astype(np.int32)).max()
+        )
         for name, value in model.graph.initializers.items()
         if name.endswith(".weight.quantized")
     }
-    assert largest == {63}
+    assert largest.pop("features.0") == 64
+    assert {name for name, top in largest.items() if top != others} <= {
+        f"classifier.{index}" for index in (0, 3, 6)
+    }
+    assert {largest[f"classifier.{index}"] for index in (0, 3, 6)} == {127}
 
 
 @pytest.mark.parametrize(("images", "chosen", "probes"), [(10, 5, 5), (48, 24, 24), (40, 20, 20)])

@@ -55,6 +55,13 @@ def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path):
         results.refuse_overwrite(str(tmp_path / "file" / "r.json"), force=False)
 
 
+def test_a_result_is_not_written_over_what_the_command_makes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"--json and --out are one file, same\.json"):
+        results.refuse_overwrite("same.json", force=True, out=tmp_path / "same.json")
+    results.refuse_overwrite("same.json", force=False, out=tmp_path / "other.json")
+
+
 def test_a_relative_path_is_taken_from_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results.refuse_overwrite("r.json", force=False)

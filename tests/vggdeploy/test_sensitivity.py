@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from vggdeploy import building, calib, console, graphs, inputs, parity, pipeline, plots, sensitivity
+from vggdeploy import (
+    calib,
+    calibrating,
+    console,
+    graphs,
+    inputs,
+    parity,
+    pipeline,
+    plots,
+    sensitivity,
+)
 from vggdeploy.cli import main
-from vggdeploy.console import Terminal
 from vggdeploy.contracts import Silent
 from vggdeploy.errors import ConfigError, MissingError, ModelError
+from vggdeploy.terminal import Terminal, bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,14 +78,14 @@ def test_figures_are_those_of_a_graph_quantized_by_itself(
     """A layer's figures again, from a graph of its own that shares nothing."""
     options = spoilt(out=tmp_path / "table.json", sensitivity_images=8)
     dialect = sensitivity.dialect(options)
-    job = building.Calibration(options, Silent())
+    job = calibrating.Calibration(options, Silent())
     graph = job.export()
     table = job.calibrate(graph, job.collect(graph))
     name = "features.13"
     others = {found.name for found in graphs.weighted(graphs.read(graph.path / "model.onnx"))}
     calib.quantize(
         graph.path / "model.onnx",
-        building.load_calibration(table),
+        calibrating.load_table(table),
         dialect,
         tmp_path / "alone.onnx",
         keep=others - {name},
@@ -105,7 +115,7 @@ def test_second_time_nothing_runs(
 
 def test_no_scratch_is_kept(spoilt: Options, ranked: dict[str, Any], tmp_path: Path) -> None:
     options = spoilt(out=tmp_path / "table.json", sensitivity_images=8)
-    job = building.Calibration(options, Silent())
+    job = calibrating.Calibration(options, Silent())
     graph = job.export()
     table = job.calibrate(graph, job.collect(graph))
     entry = sensitivity.stage(job, graph, table, None, sensitivity.dialect(options))
@@ -155,7 +165,7 @@ def test_what_cannot_be_ranked(
     [(0, ""), (1, "█" * 20), (0.5, "█" * 10), (1 / 160, "▏"), (7 / 160, "▉"), (3, "█" * 20)],
 )
 def test_bars(share: float, drawn: str) -> None:
-    assert console.bar(share) == drawn
+    assert bar(share) == drawn
 
 
 def test_the_table_is_sorted_and_has_bars(

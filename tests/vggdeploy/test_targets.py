@@ -105,6 +105,43 @@ def test_infer_many_is_infer_in_the_same_order(
     assert len({array.tobytes() for array in one}) == len(images)
 
 
+@pytest.mark.parametrize("goal", ["latency", "throughput"])
+def test_every_query_that_was_started_ends_once_with_its_own_scores(
+    opened: Callable[..., Any], images: np.ndarray, goal: str
+) -> None:
+    found: dict[int, np.ndarray] = {}
+
+    def keep(turn: int) -> Callable[[Any], None]:
+        def done(out: Any) -> None:
+            assert turn not in found
+            found[turn] = out[runner.outputs[0].name].copy()
+
+        return done
+
+    with opened(goal=goal) as runner:
+        one = [scores(runner, image[None]) for image in images]
+        for turn in range(3 * len(images)):
+            runner.start(images[turn % len(images)][None], keep(turn))
+        runner.drain()
+    assert sorted(found) == list(range(3 * len(images)))
+    for turn, array in found.items():
+        np.testing.assert_array_equal(array, one[turn % len(images)])
+
+
+def test_what_happens_at_a_query_s_end_comes_out_of_drain(
+    opened: Callable[..., Any], images: np.ndarray
+) -> None:
+    def broken(out: Any) -> None:
+        raise OSError("the disk is gone")
+
+    with opened(goal="throughput") as runner:
+        with pytest.raises(OSError, match="the disk is gone"):
+            runner.start(images[:1], broken)
+            runner.drain()
+        runner.drain()
+        assert np.isfinite(scores(runner, images[:1])).all()
+
+
 def test_infer_many_of_nothing_is_nothing(opened: Callable[..., Any]) -> None:
     with opened(goal="throughput") as runner:
         assert list(runner.infer_many([])) == []
@@ -212,10 +249,13 @@ def test_probes_have_work_and_run(built: Bundle) -> None:
         probes = targets.get(built.target).probes(RunOptions(batch=4))
     except MissingError as error:
         pytest.skip(str(error))
+    if not any(probe.macs for probe in probes) and built.target.startswith("trt-"):
+        pytest.skip("a GPU's peak is from a table")
     assert any(probe.macs for probe in probes)
     assert any(probe.bytes for probe in probes)
-    # MACs and bytes are those of one image, so one image is what is run.
-    assert all(probe.runner.input.shape[0] == 1 for probe in probes)
+    # MACs and bytes are those of the probe's own input, whatever batch is measured.
+    assert all(probe.runner.input.shape[0] != 4 for probe in probes)
+    assert all(probe.precision for probe in probes if probe.macs)
     for probe in probes[:1]:
         with probe.runner as runner:
             shape = [side or 1 for side in runner.input.shape]
@@ -243,8 +283,10 @@ def test_int8_engine_runs_in_8_bits_with_no_quantize_between(slim_bundle: Path) 
     assert counts["FullyConnected"] == 3
     assert not [layer for layer in layers if "uantize" in layer["type"]]
     for layer in layers:
-        if layer["type"] in ("Convolution", "Pooling", "FullyConnected"):
+        if layer["type"] in ("Convolution", "FullyConnected"):  # of these, the weights' type
             assert layer["precision"] in ("u8", "i8"), layer
+    pools = [layer["precision"] for layer in layers if layer["type"] == "Pooling"]
+    assert pools[:4] == ["u8"] * 4  # the last one stands in front of a product, which reads floats
     # What quantizes the image may stand alone, in front of the first convolution; after that
     # every quantize is part of the layer that it follows.
     types = [layer["type"] for layer in layers]
@@ -291,7 +333,8 @@ def test_w4_convolutions_are_for_the_cpu_and_products_are_not(w4_bundle: Bundle)
     vnni, avx2 = (target.dialect_for(isa) for isa in ("vnni", "avx2"))
     assert vnni is not None
     assert avx2 is not None
-    assert (vnni.weight.qmax, avx2.weight.qmax) == (127, 63)
+    assert (vnni.weight.qmax, avx2.weight.qmax) == (127, 64)
+    assert (vnni.image_weight.qmax, avx2.image_weight.qmax) == (64, 64)
     assert vnni.matrix == avx2.matrix
     assert w4_bundle.manifest["build"]["cpu_isa"] == "avx2"
 
@@ -316,9 +359,12 @@ def test_dynamic_quantization_is_asked_of_the_cpu_alone() -> None:
         assert isinstance(found, OpenVINO)
         return found.configuration(RunOptions(device=device))
 
-    assert settings("ov-int8-w4", "CPU")["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == 32
-    assert "DYNAMIC_QUANTIZATION_GROUP_SIZE" not in settings("ov-int8-w4", "GPU.0")
-    assert "DYNAMIC_QUANTIZATION_GROUP_SIZE" not in settings("ov-int8", "CPU")
+    for target in ("ov-int8", "ov-int8-w4"):
+        assert settings(target, "CPU")["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == 32
+        assert "DYNAMIC_QUANTIZATION_GROUP_SIZE" not in settings(target, "GPU.0")
+    # What runs a quantized graph as it is defined adds no rounding of its own.
+    assert settings("ov-fp32", "CPU")["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == 0
+    assert "DYNAMIC_QUANTIZATION_GROUP_SIZE" not in settings("ov-fp32", "GPU.0")
 
 
 @pytest.mark.parametrize("name", ["ov-int8", "ov-int8-w4"])

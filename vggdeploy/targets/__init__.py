@@ -42,6 +42,9 @@ REGISTRY: dict[str, Entry] = {
         "openvino-w4",
         "OpenVINO, 8-bit convolutions, 4-bit weights in fully connected layers",
     ),
+    "trt-fp32": Entry("tensorrt", "TensorRT", "fp32", None, "TensorRT, single precision"),
+    "trt-fp16": Entry("tensorrt", "TensorRT", "fp16", None, "TensorRT, half precision"),
+    "trt-int8": Entry("tensorrt", "TensorRT", "int8", "tensorrt", "TensorRT, 8-bit integers"),
 }
 
 

@@ -11,28 +11,35 @@ import importlib.util
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vggdeploy import machine
 from vggdeploy.contracts import (
     CPU_WEIGHTS,
     Availability,
     GraphTarget,
-    Probe,
+    LayerTime,
     Runner,
     TensorSpec,
 )
-from vggdeploy.errors import ConfigError, MissingError, ModelError, missing_package
-from vggdeploy.targets.openvino_graph import free_weights
+from vggdeploy.errors import ConfigError, MissingError, ModelError, RunnerError, missing_package
+from vggdeploy.machine import cores
+from vggdeploy.targets import openvino_settings
+from vggdeploy.targets.openvino_graph import free_weights, number, take_pixels, widen
+from vggdeploy.targets.openvino_queue import Lanes
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from vggdeploy.bundle import Bundle
-    from vggdeploy.contracts import CompileOptions, Dialect, Outputs, RunOptions
+    from vggdeploy.contracts import (
+        Batch,
+        CompileOptions,
+        Dialect,
+        Outputs,
+        Probe,
+        RunOptions,
+        Settings,
+    )
 
 ENGINE = "model.xml"
 
@@ -47,12 +54,9 @@ _CAPABILITIES = {
 }
 
 _DYNAMIC_GROUP = 32
-"""Inputs of a layer with 4-bit weights that a CPU with VNNI quantizes together, to 8 bits, while it
+"""Inputs of a fully connected layer that a CPU with VNNI quantizes together, to 8 bits, while it
 runs: OpenVINO's own choice, fixed here so that an engine does not change with it. A CPU without
 VNNI computes these layers in float32."""
-
-_PROBE_WEIGHT_BYTES = 128 << 20
-"""More than most last-level caches hold, so that a read of it comes from memory."""
 
 
 def _openvino() -> Any:
@@ -65,6 +69,8 @@ def _openvino() -> Any:
 
 class OpenVINO(GraphTarget):
     """An OpenVINO target at one precision."""
+
+    takes_pixels = True
 
     def availability(self) -> Availability:
         if importlib.util.find_spec("openvino") is None:
@@ -79,11 +85,9 @@ class OpenVINO(GraphTarget):
     def compile(self, onnx: Path, options: CompileOptions, out_dir: Path) -> tuple[Path, ...]:
         ov = _openvino()
         model = _read(ov, onnx)
-        # OpenVINO numbers what has no name through the whole process; numbered through the model,
-        # the same graph gives the same bytes.
-        for index, operation in enumerate(model.get_ordered_ops()):
-            if operation.get_friendly_name() == operation.get_name():
-                operation.set_friendly_name(f"{operation.get_type_name()}_{index}")
+        number(model)
+        if options.pixels is not None:
+            take_pixels(model, options.pixels)
         path = out_dir / ENGINE
         # Half the bytes for bfloat16 too: above 6e-5 float16 rounds finer than bfloat16 will, and
         # below it a weight is too small to matter.
@@ -117,35 +121,42 @@ class OpenVINO(GraphTarget):
             return Availability(False, error.what, error.fix or "")
         return here
 
+    def device_facts(self, device: str) -> dict[str, Any]:
+        if device.upper().partition(".")[0] not in ("GPU", "NPU"):
+            return {}
+        import openvino
+
+        try:
+            kind = openvino.Core().get_property(device, "DEVICE_TYPE")
+        except RuntimeError:
+            return {}  # no such device: opening it says so
+        return {"integrated": str(kind).upper().endswith("INTEGRATED")}
+
     def cautions(self, bundle: Bundle, options: RunOptions) -> tuple[str, ...]:
         built_for = bundle.manifest["build"].get("cpu_isa")
         on_cpu = options.device.split(":")[0] in ("CPU", "AUTO")
         if self.dialect is not None and built_for == "vnni" and on_cpu and machine.saturates():
             return (
-                "this CPU has no VNNI: its 8-bit products are added in 16 bits and may saturate, "
-                "which costs accuracy; build for it with --cpu-isa avx2",
+                "this CPU has no VNNI: its 8-bit products are added in 16 bits and may saturate; "
+                "where 'verify --data' shows a loss, build for it with --cpu-isa avx2",
             )
         return ()
 
     def probes(self, options: RunOptions) -> Sequence[Probe]:
-        ov = _openvino()
-        options = replace(options, batch=1, goal="latency")
-        # Of 8-bit convolutions and 4-bit weights, the former decide how fast a network is.
-        precision = "int8" if self.dialect else self.precision
-        found = []
-        for channels, side in ((256, 56), (512, 28), (128, 112)):
-            model, macs = _convolutions(ov, precision, channels, side)
-            runner = OpenVINORunner(self, model, (), options, name=f"conv {channels}x{side}x{side}")
-            found.append(Probe(runner.name, runner, macs=macs))
-        # Bandwidth is the device's, whatever the precision, and 8-bit matrix-vector products are
-        # bound by arithmetic on a CPU that has no instruction for them.
-        for target, kind in ((self, precision), (OpenVINO("ov-fp32", "fp32", None), "fp32")):
-            model, size = _wide_matrix(ov, kind)
-            runner = OpenVINORunner(
-                target, model, (), options, name=f"{kind} matrix-vector product"
-            )
-            found.append(Probe(runner.name, runner, bytes=size))
-        return found
+        from vggdeploy.targets import openvino_probes
+
+        return openvino_probes.probes(self, options)
+
+    def candidates(self, options: RunOptions) -> Sequence[Settings]:
+        core, device = _openvino().Core(), options.device
+        self.require_device(core, device)
+        several = device.split(":")[0] in ("AUTO", "MULTI", "HETERO")
+        has = () if several else core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+        return openvino_settings.candidates(self.precision, options, cores.usable(), has)
+
+    def exact(self, options: RunOptions) -> bool:
+        """Whether a graph is computed in float32 throughout, quantized and float16 parts too."""
+        return self.precision == "fp32" and options.device.split(".")[0] == "CPU"
 
     def configuration(self, options: RunOptions) -> dict[str, Any]:
         """OpenVINO's properties for a run."""
@@ -153,10 +164,26 @@ class OpenVINO(GraphTarget):
         if self.precision != "fp16":
             # fp16 is a matter of the weights' size; the device computes as it likes best.
             config["INFERENCE_PRECISION_HINT"] = _HINTS[self.precision]
-        if self.precision == "fp32" and options.device.split(".")[0] == "CPU":
+        chosen = options.settings
+        if chosen.precision is not None:
+            config["INFERENCE_PRECISION_HINT"] = chosen.precision
+        if chosen.streams is not None:
+            config["NUM_STREAMS"] = chosen.streams
+        if chosen.threads is not None:
+            config["INFERENCE_NUM_THREADS"] = chosen.threads
+            own = cores.usable()
+            if own.logical > own.physical:
+                # Left to itself it may use one hyperthread of each core, whatever the threads.
+                config["ENABLE_HYPER_THREADING"] = chosen.threads > own.physical
+        if chosen.pinning is not None:
+            config["ENABLE_CPU_PINNING"] = chosen.pinning
+        if options.profile:
+            config["PERF_COUNT"] = True
+        if self.exact(options):
             # A quantized graph too is computed in float, as QuantizeLinear and DequantizeLinear
             # define it, and not with 8-bit kernels.
             config["LP_TRANSFORMS_MODE"] = "NO"
+            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         if self.dialect and self.dialect.matrix and options.device.split(".")[0] == "CPU":
             config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _DYNAMIC_GROUP
         return config
@@ -209,6 +236,8 @@ class OpenVINORunner(Runner):
         target.require_device(self._core, options.device)
         self._model = model if isinstance(model, ov.Model) else _read(ov, model)
         _float_ports(ov, self._model)
+        if target.exact(options):
+            widen(self._model)
         own = [port.get_any_name() for port in self._model.outputs]
         if taps:
             self._model.add_outputs(list(taps))
@@ -216,7 +245,8 @@ class OpenVINORunner(Runner):
         sides = [side.get_length() for side in list(port.get_partial_shape())[1:]]
         _fix_batch(self._model, [options.batch, *sides], self.name)
         free_weights(self._model)
-        self.input = TensorSpec(port.get_any_name(), (options.batch, *sides))
+        kind = "uint8" if port.get_element_type() == ov.Type.u8 else "float32"
+        self.input = TensorSpec(port.get_any_name(), (options.batch, *sides), kind)
         names = [*own, *taps]
         self.outputs = tuple(
             TensorSpec(name, (options.batch, *list(out.get_partial_shape().to_shape())[1:]))
@@ -224,6 +254,8 @@ class OpenVINORunner(Runner):
         )
         self._requests: list[Any] = []
         self._compiled: Any = None
+        self._queue: Lanes | None = None
+        self._nodes: dict[str, tuple[str, ...]] | None = None
 
     def _start(self) -> None:
         try:
@@ -248,18 +280,22 @@ class OpenVINORunner(Runner):
         }
 
     def _stop(self) -> None:
+        if self._queue is not None:
+            self._queue.close()
+        self._queue = None
         self._requests = []
+        self._nodes = None
         self._compiled = None
 
-    def _infer(self, batch: NDArray[np.float32]) -> Outputs:
+    def _infer(self, batch: Batch) -> Outputs:
         request = self._requests[0]
         request.infer({0: batch}, share_inputs=True)
         return self._results(request)
 
-    def _infer_many(self, batches: Iterable[NDArray[np.float32]]) -> Generator[Outputs, None, None]:
+    def _infer_many(self, batches: Iterable[Batch]) -> Generator[Outputs, None, None]:
         # Requests are used in turn, so results come in order; a batch is held until its request
         # is done with it, since inputs are shared and not copied.
-        held: list[NDArray[np.float32] | None] = [None] * self.depth
+        held: list[Batch | None] = [None] * self.depth
         started = finished = 0
         try:
             for batch in batches:
@@ -280,10 +316,69 @@ class OpenVINORunner(Runner):
             for request in self._requests:
                 request.wait()
 
+    def _begin(self, batch: Batch, done: Callable[[Outputs], None]) -> None:
+        if self._queue is None:
+            self._queue = Lanes(self.depth)
+
+        def work(lane: int) -> None:
+            request = self._requests[lane]
+            try:
+                request.infer({0: batch}, share_inputs=True)
+            except RuntimeError as error:
+                raise RunnerError(f"{self.name}: a query failed", got=_reason(error)) from error
+            done(self._results(request))
+
+        self._queue.begin(work)
+
+    def _drain(self) -> None:
+        failures = self._queue.drain() if self._queue is not None else []
+        if failures:
+            raise failures[0]
+
     def _results(self, request: Any) -> Outputs:
         return {
             spec.name: request.get_output_tensor(index).data
             for index, spec in enumerate(self.outputs)
+        }
+
+    def layer_times(self) -> list[LayerTime]:
+        """What each executed node of the compiled graph took in the last `infer`, in its order.
+
+        The precision is that of the kernel: a fully connected layer of 8-bit weights that is
+        computed in float says ``f32``.
+        """
+        if not (self._options.profile and self._requests):
+            raise RunnerError(
+                f"{self.name}: its layers are not timed",
+                expected="an open runner with RunOptions.profile",
+                fix="open it with profile=True",
+            )
+        if self._nodes is None:
+            self._nodes = self._original_names()
+        return [
+            LayerTime(
+                said.node_name,
+                # Without a runtime model, a node's name is all that there is to know it by.
+                self._nodes.get(said.node_name, ()) if self._nodes else (said.node_name,),
+                said.node_type,
+                # Such as jit_avx2_I8: the instruction set, then the type.
+                said.exec_type.rpartition("_")[2],
+                said.real_time.total_seconds(),
+            )
+            for said in self._requests[0].get_profiling_info()
+            if said.status == said.Status.EXECUTED
+        ]
+
+    def _original_names(self) -> dict[str, tuple[str, ...]]:
+        """Of each executed node, the names of the model's nodes in it; empty for a device that
+        shows no runtime model."""
+        try:
+            layers = self.executed_layers()
+        except (RuntimeError, KeyError):
+            return {}
+        return {
+            layer["name"]: tuple(name for name in layer["original"].split(",") if name)
+            for layer in layers
         }
 
     def executed_layers(self) -> list[dict[str, Any]]:
@@ -342,65 +437,3 @@ def _reason(error: RuntimeError) -> str:
     """The last line that says something: OpenVINO prints where it failed first."""
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
     return lines[-1] if lines else type(error).__name__
-
-
-def _quantized(value: Any, precision: str) -> Any:
-    """An activation as an INT8 target has it: unsigned 8 bits of 0 to 4."""
-    from openvino import opset13 as ops
-
-    if precision != "int8":
-        return value
-    low, high = np.float32(0), np.float32(4)
-    return ops.fake_quantize(value, low, high, low, high, 256)
-
-
-def _weights(shape: tuple[int, ...], precision: str) -> Any:
-    """Random weights of a target's type, dequantized where they are integers."""
-    from openvino import opset13 as ops
-
-    rng = np.random.default_rng(0)
-    if precision != "int8":
-        return ops.constant(rng.standard_normal(shape, np.float32) * 0.02)
-    integers = rng.integers(-127, 128, shape, np.int8)
-    scale = np.full((shape[0], *(1,) * (len(shape) - 1)), 2e-4, np.float32)
-    return ops.multiply(ops.convert(ops.constant(integers), "f32"), ops.constant(scale))
-
-
-def _convolutions(ov: Any, precision: str, channels: int, side: int) -> tuple[Any, int]:
-    """Two 3x3 convolutions, one after the other, and their MACs: what VGG does most."""
-    from openvino import opset13 as ops
-
-    image = ops.parameter([1, channels, side, side], np.float32, name="image")
-    value: Any = image
-    for _ in range(2):
-        value = ops.convolution(
-            _quantized(value, precision),
-            _weights((channels, channels, 3, 3), precision),
-            [1, 1],
-            [1, 1],
-            [1, 1],
-            [1, 1],
-        )
-        value = ops.relu(value)
-    # Pooled and quantized, so that no time goes into writing wide floats.
-    value = ops.max_pool(
-        _quantized(value, precision),
-        [side, side],
-        [1, 1],
-        [0, 0],
-        [0, 0],
-        [side, side],
-    ).output(0)
-    return ov.Model([value], [image], "convolutions"), 2 * side**2 * channels**2 * 9
-
-
-def _wide_matrix(ov: Any, precision: str) -> tuple[Any, int]:
-    """One fully connected layer whose weights fill memory, and their bytes."""
-    from openvino import opset13 as ops
-
-    width = {"int8": 1, "fp32": 4}.get(precision, 2)
-    inputs, outputs = _PROBE_WEIGHT_BYTES // width // 4096, 4096
-    vector = ops.parameter([1, inputs], np.float32, name="image")
-    weights = _weights((outputs, inputs), precision)
-    value = ops.matmul(_quantized(vector, precision), weights, False, True)
-    return ov.Model([value], [vector], "matrix"), inputs * outputs * width

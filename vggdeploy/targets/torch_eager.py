@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggdeploy.bundle import Bundle
-    from vggdeploy.contracts import CompileOptions, Outputs, RunOptions
+    from vggdeploy.contracts import Batch, CompileOptions, Outputs, RunOptions
 
 ENGINE = "model.safetensors"
 NETWORK = "network.json"
@@ -125,7 +125,9 @@ class Torch(Target):
                 TensorSpec("out", (1, channels, side, side)),
                 f"conv {channels}x{side}x{side}",
             )
-            found.append(Probe(runner.name, runner, macs=side**2 * channels**2 * 9))
+            found.append(
+                Probe(runner.name, runner, macs=side**2 * channels**2 * 9, precision="fp32")
+            )
         inputs, outputs = 8192, 4096
         runner = TorchRunner(
             lambda: _matrix(inputs, outputs),
@@ -157,7 +159,7 @@ class TorchRunner(Runner):
     def _stop(self) -> None:
         self._module = None
 
-    def _infer(self, batch: NDArray[np.float32]) -> Outputs:
+    def _infer(self, batch: Batch) -> Outputs:
         return {self.outputs[0].name: reference.outputs(self._module, batch)}
 
 

@@ -1,0 +1,191 @@
+"""Compiling a bundle's graph into an engine for the device at hand, with its backend alone.
+
+A portable bundle carries the graph and how it shall be compiled; this makes the engine, on a machine
+with neither torch nor onnx. A bundle that has an engine is compiled anew: for another GPU, or for
+another version of the backend.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggdeploy import bundle, targets, trt_flags
+from vggdeploy.contracts import CompileOptions, Silent, TrtOptions
+from vggdeploy.errors import BundleError, ConfigError, MissingError
+from vggdeploy.inputs import BuildOptions
+from vggdeploy.targets import trt_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vggdeploy.contracts import Reporter, Target
+
+RECIPE = "recipe"
+"""The manifest's key of how the graph is compiled."""
+
+FLAGS = {
+    "flavour": "flavour",
+    "min_batch": "min_batch",
+    "opt_batch": "opt_batch",
+    "max_batch": "max_batch",
+    "workspace": "workspace_bytes",
+    "optimization_level": "optimization_level",
+    "compute_capability": "compute_capabilities",
+    "dla": "dla_core",
+}
+"""Fields of `BuildOptions`, and those of `TrtOptions` that they become."""
+
+_OF_A_MACHINE = ("timing_cache", "calibration_cache")
+"""Options that are paths, and so no part of a recipe."""
+
+
+def recipe(options: TrtOptions) -> dict[str, Any]:
+    """The part of `options` that a bundle carries to another machine, JSON-ready."""
+    said = {key: value for key, value in asdict(options).items() if key not in _OF_A_MACHINE}
+    return {**said, "compute_capabilities": list(options.compute_capabilities)}
+
+
+def options_of(manifest: Mapping[str, Any], changes: Mapping[str, Any]) -> TrtOptions:
+    """How a bundle is compiled: by its own recipe, but for `changes`.
+
+    Args:
+        manifest: the bundle's.
+        changes: fields of `BuildOptions` that are TensorRT's; None leaves the recipe's. With
+            another flavour, the recipe's compute capabilities are left out: not both have them.
+
+    Raises:
+        BundleError: when the recipe is not one that this version writes.
+        ConfigError: as `trt_flags.tensorrt`.
+    """
+    said = dict(manifest.get(RECIPE) or {})
+    if said.keys() != recipe(TrtOptions()).keys():
+        raise BundleError(
+            "the bundle's recipe is of another version",
+            got=", ".join(sorted(said)) or "none",
+            expected=", ".join(sorted(recipe(TrtOptions()))),
+            fix="build the bundle again with this version",
+        )
+    asked = {flag: said[field] for flag, field in FLAGS.items()}
+    given = {key: value for key, value in changes.items() if value is not None}
+    if given.get("flavour", said["flavour"]) != said["flavour"]:
+        asked["compute_capability"] = ()
+    chosen = trt_flags.tensorrt(BuildOptions(target=str(manifest["target"]), **(asked | given)))
+    assert chosen is not None
+    return replace(chosen, sparse=said["sparse"])
+
+
+def compile_bundle(
+    path: Path,
+    *,
+    out: Path | None = None,
+    force: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Compile the graph of the bundle at `path`.
+
+    Args:
+        path: the bundle.
+        out: where the compiled bundle goes; in the place of `path` when None.
+        force: whether another bundle at `out` is replaced.
+        changes: what differs from the bundle's own recipe, see `options_of`.
+        reporter: told the progress.
+
+    Returns:
+        ``bundle``, ``target``, ``digest``, ``engine_bytes``, ``backend``, ``device``, ``recipe``
+        and ``seconds``.
+
+    Raises:
+        ConfigError: for a target whose bundles are not compiled ahead, or an `out` that is taken.
+        MissingError: when the backend, or what it needs, is not here.
+        BundleError: when the bundle is damaged or holds no graph.
+        ModelError: when the backend does not take the graph.
+    """
+    reporter = reporter or Silent()
+    opened = bundle.open_bundle(path)
+    target = targets.get(opened.target)
+    if not target.keeps_graph:
+        raise ConfigError(
+            f"bundle {path} needs no compiling: {target.name} compiles when it is opened",
+            fix=f"use it as it is, as with 'vggdeploy verify {path}'",
+        )
+    place = out or path
+    _refuse_taken(place, path, force)
+    _require_available(target)
+    graph = opened.graph
+    chosen = options_of(opened.manifest, changes or {})
+    if chosen.dla_core is not None and bundle.TRT_CACHE in opened.manifest["files"]:
+        chosen = replace(chosen, calibration_cache=opened.path / bundle.TRT_CACHE)
+    options = CompileOptions(tensorrt=chosen)
+    target.prepare(options)
+    start = time.perf_counter()
+
+    def fill(work: Path) -> dict[str, Any]:
+        for name in opened.manifest["files"]:
+            if name not in opened.manifest["engine"]:
+                shutil.copyfile(opened.path / name, work / name)
+        # A target may leave more than the engine where it compiles.
+        with tempfile.TemporaryDirectory(dir=work) as scratch, reporter.step("compiling"):
+            files = target.compile(work / graph.name, options, Path(scratch))
+            facts = target.facts(Path(scratch))
+            for file in files:
+                file.replace(work / file.name)
+        _add_layers(work / bundle.LAYERS, facts.pop("layers", None))
+        return {
+            "engine": [file.name for file in files],
+            RECIPE: recipe(chosen),
+            "build": {**opened.manifest["build"], "backend": target.version(), "engine": facts},
+            "device": target.device_facts(options.device),
+            "compiled_from": opened.manifest["digest"],
+        }
+
+    kept = {key: value for key, value in opened.manifest.items() if key not in bundle.WRITTEN}
+    made = bundle.write(place, kept, fill, replace=place.exists())
+    seconds = time.perf_counter() - start
+    reporter.done("compile", seconds, cached=False)
+    return {
+        "kind": "compile",
+        "bundle": str(place),
+        "target": target.name,
+        "digest": made.manifest["digest"],
+        "engine_bytes": made.engine_bytes,
+        "backend": made.manifest["build"]["backend"],
+        "device": made.manifest["device"],
+        RECIPE: made.manifest[RECIPE],
+        "seconds": seconds,
+    }
+
+
+def _refuse_taken(place: Path, path: Path, force: bool) -> None:
+    """Make sure that the compiled bundle may be written to `place`."""
+    if place.resolve() == path.resolve() or not place.exists():
+        return
+    if place.is_dir() and not any(place.iterdir()):
+        return
+    if not (place / bundle.MANIFEST).is_file():
+        raise BundleError(f"{place} exists and is no bundle", fix="choose another place with --out")
+    if not force:
+        raise BundleError(
+            f"{place} holds another bundle",
+            expected="a place that is free",
+            fix="give --force to replace it, or choose another --out",
+        )
+
+
+def _require_available(target: Target) -> None:
+    here = target.availability()
+    if not here.ok:
+        raise MissingError(f"{target.name} cannot be compiled here: {here.reason}", fix=here.fix)
+
+
+def _add_layers(path: Path, layers: Any) -> None:
+    """Put the engine's own layers into the budget's file, where they could be looked at."""
+    said = json.loads(path.read_text(encoding="utf-8"))
+    said["engine_layers"] = None if layers is None else trt_layers.assign(layers, said["nodes"])
+    path.write_text(json.dumps(said, indent=1), encoding="utf-8")

@@ -1,0 +1,23 @@
+"""This machine: what a result was measured on, how hot it was, and whether it is another's equal.
+
+Every reader takes the root of the file system, so that tests can lay out a machine. None stands for
+what a machine does not tell; nothing is guessed.
+"""
+
+from vggdeploy.machine.cpu import saturates
+from vggdeploy.machine.facts import LIBRARIES, system, version
+from vggdeploy.machine.same import differences, require_same
+from vggdeploy.machine.sensors import State, state, temperatures, throttling
+
+__all__ = [
+    "LIBRARIES",
+    "State",
+    "differences",
+    "require_same",
+    "saturates",
+    "state",
+    "system",
+    "temperatures",
+    "throttling",
+    "version",
+]

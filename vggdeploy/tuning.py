@@ -1,0 +1,198 @@
+"""What tuning found, in the bundle: the settings that are used, and the table of what was tried.
+
+::
+
+    manifest.json    "tuned": {"choices": [...], "files": {"tuned.json": ...}, "digest": ...}
+    tuned.json       of each choice the run that it came from, as ``tune --json`` gives it
+
+A choice is for one goal, on one device of one machine; a bundle that goes to several machines can be
+tuned on each. The manifest's own digest stays what it was, since an engine computes the same however
+it is run: what was verified before tuning is of the same bundle as what is measured after it. The
+digest of ``tuned`` covers the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from vggdeploy import atomic, bundle, digests
+from vggdeploy.contracts import Settings
+from vggdeploy.errors import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from vggdeploy.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something was tuned: what its settings depend on.
+
+    Attributes:
+        device: the backend's own name, as ``--device`` takes it.
+        cpu: model name.
+        cores: CPUs that the process may run on.
+        accelerator: name of the GPU, where the target asks its driver; empty elsewhere.
+    """
+
+    device: str
+    cpu: str
+    cores: int
+    accelerator: str = ""
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, (self.cpu, f"{self.cores} cores", self.accelerator)))
+
+
+def place(device: str, system: Mapping[str, Any], facts: Mapping[str, Any]) -> Place:
+    """This place.
+
+    Args:
+        device: the backend's own name.
+        system: as `machine.system` says it.
+        facts: as `Target.device_facts` says them.
+    """
+    return Place(device, str(system["cpu"]), int(system["cores"]), str(facts.get("name") or ""))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What tuning chose.
+
+    Attributes:
+        goal: ``latency`` or ``throughput``.
+        batch: images a query.
+        place: where.
+        backend: the version that it was tuned with.
+        bound_s: on the 99th percentile of latency; None without one.
+    """
+
+    goal: str
+    batch: int
+    settings: Settings
+    place: Place
+    backend: str
+    bound_s: float | None = None
+
+
+def choices(opened: Bundle) -> list[Choice]:
+    """What a bundle was tuned to; nothing when it was not.
+
+    Raises:
+        BundleError: when it is not what this version writes.
+    """
+    said = opened.manifest.get(bundle.TUNED, {}).get("choices", [])
+    try:
+        return [
+            Choice(**{**each, "settings": Settings(**each["settings"]),
+                      "place": Place(**each["place"])})
+            for each in said
+        ]  # fmt: skip
+    except (TypeError, KeyError) as error:
+        raise BundleError(
+            f"bundle {opened.path} was tuned by another version",
+            got=error,
+            expected="choices that this version writes",
+            fix="tune it again with this version",
+        ) from error
+
+
+def choose(
+    opened: Bundle, goal: str, here: Place, backend: str, batch: int | None = None
+) -> tuple[Choice | None, tuple[str, ...]]:
+    """The choice to use here, and what to know about it.
+
+    Args:
+        goal: ``latency`` or ``throughput``.
+        here: this place.
+        backend: the version that is installed.
+        batch: images a query, where that is asked for; a choice for another is not used.
+    """
+    of_goal = [
+        each for each in choices(opened) if each.goal == goal and each.place.device == here.device
+    ]
+    found = next((each for each in of_goal if each.place == here), None)
+    again = f"'vggdeploy tune {opened.path} --goal {goal}' tunes it for this one"
+    if found is None:
+        cautions = [
+            f"tuned for {goal} on another machine ({each.place}) than this one ({here}): the "
+            f"backend's own settings are used; {again}"
+            for each in of_goal[:1]
+        ]
+        return None, tuple(cautions)
+    if batch not in (None, found.batch):
+        return None, (
+            f"tuned for {goal} at batch {found.batch}, not {batch}: the backend's own settings are "
+            "used",
+        )
+    if found.backend != backend:
+        return found, (f"tuned with {found.backend}, and this is {backend}: tune it again",)
+    return found, ()
+
+
+def record(opened: Bundle, choice: Choice, run: Mapping[str, Any]) -> Bundle:
+    """Put a choice and its run into the bundle, in the place of those of its goal and place.
+
+    The folder is written anew beside itself and renamed, so it is never half there; its large files
+    are linked, not copied, where the file system can.
+
+    Raises:
+        BundleError: when the bundle was replaced in the meantime.
+        ConfigError: when the place cannot be written.
+    """
+    path = opened.path.resolve()  # what a link points to is replaced, not the link
+    now = bundle.read_manifest(path)
+    if now["digest"] != opened.manifest["digest"]:
+        raise BundleError(
+            f"bundle {path} was replaced while it was tuned",
+            got=f"digest {now['digest'][:16]}...",
+            expected=f"{opened.manifest['digest'][:16]}...",
+            fix="tune it again",
+        )
+    kept = bundle.Bundle(path, now)
+    known = {_key(each): asdict(each) for each in choices(kept)}
+    runs = _runs(kept)
+    known[_key(choice)], runs[_key(choice)] = asdict(choice), dict(run)
+    with atomic.folder(path, replace=True) as work:
+        for name in now["files"]:
+            _link(path / name, work / name)
+        table = {"schema": bundle.SCHEMA, "runs": [runs[key] for key in known if key in runs]}
+        (work / bundle.TABLE).write_text(json.dumps(table, indent=1, allow_nan=False))
+        tuned: dict[str, Any] = {
+            "choices": list(known.values()),
+            "files": {
+                bundle.TABLE: {
+                    "sha256": digests.sha256_file(work / bundle.TABLE),
+                    "size": (work / bundle.TABLE).stat().st_size,
+                }
+            },
+        }
+        tuned["digest"] = bundle.tuned_digest(now["digest"], tuned)
+        manifest = {**now, bundle.TUNED: tuned}
+        (work / bundle.MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    return bundle.open_bundle(path)
+
+
+def _key(choice: Choice) -> tuple[str, Place]:
+    return choice.goal, choice.place
+
+
+def _runs(opened: Bundle) -> dict[tuple[str, Place], dict[str, Any]]:
+    """The runs that `opened`'s choices came from."""
+    if bundle.TUNED not in opened.manifest:
+        return {}
+    said = json.loads((opened.path / bundle.TABLE).read_text(encoding="utf-8"))
+    return dict(zip(map(_key, choices(opened)), said["runs"], strict=True))
+
+
+def _link(source: Path, copy: Path) -> None:
+    try:
+        os.link(source, copy)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, copy)
