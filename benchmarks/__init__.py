@@ -4,6 +4,7 @@
 are programs that produce the project's own figures (``python -m vggdeploy.benchmarks.NAME``).
 """
 
-from vggdeploy.benchmarks.bench import BenchOptions, bench
+from vggdeploy.benchmarks.bench import bench
+from vggdeploy.benchmarks.options import BenchOptions
 
 __all__ = ["BenchOptions", "bench"]

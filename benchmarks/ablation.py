@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json as jsonlib
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,21 +17,29 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import typer
 
-from vggdeploy import building, dataset, graphs, parity, results, sources
+from vggdeploy import (
+    building,
+    bundle,
+    cli,
+    graphs,
+    inputs,
+    machine,
+    parity,
+    pipeline,
+    results,
+    sources,
+)
+from vggdeploy.benchmarks import judging
 from vggdeploy.cache import Cache
-from vggdeploy.console import Terminal
-from vggdeploy.contracts import DIALECTS, RunOptions
+from vggdeploy.contracts import DIALECTS
+from vggdeploy.errors import ConfigError
 from vggdeploy.inputs import BuildOptions
-from vggdeploy.machine import system
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from numpy.typing import NDArray
+    from collections.abc import Iterable
 
     from vggdeploy.cache import Entry
-    from vggdeploy.contracts import Dialect, GraphTarget, Runner
-    from vggdeploy.dataset import Dataset
+    from vggdeploy.contracts import Dialect, GraphTarget, Reporter, Runner
 
 PLAIN: dict[str, Any] = {"rescale": False, "weight_rounding": "nearest"}
 STEPS: dict[str, dict[str, Any]] = {
@@ -65,14 +74,14 @@ class InBfloat16(building.Build):
         rounded = self.store.stage(
             "bfloat16",
             {"graph": graph.digest},
-            lambda work: in_bfloat16(graph.path / "model.onnx", work / "model.onnx"),
+            lambda work: in_bfloat16(graph.path / bundle.GRAPH, work / bundle.GRAPH),
         )
         return super().observe(rounded, tensors, goal)
 
     @functools.cached_property
     def provenance(self) -> dict[str, Any]:
         """What a calibration table is made from."""
-        return {**super().provenance, "precision": "bf16"}
+        return {**super().provenance, "precision": "bf16, emulated"}
 
     @functools.cached_property
     def observer(self) -> GraphTarget:
@@ -103,39 +112,26 @@ def in_bfloat16(source: Path, out: Path) -> None:
     graphs.write(model, out, external=True)
 
 
-def quantized(options: BuildOptions, dialect: Dialect, terminal: Terminal) -> Path:
-    """The Q/DQ graph that a build with `options` would compile."""
+def job(options: BuildOptions, reporter: Reporter) -> building.Build:
+    """A build with `options`; with bfloat16, that emulated."""
     emulated = options.calib_precision == "bf16"
-    job = (InBfloat16 if emulated else building.Build)(options, terminal)
-    graph = job.export()
-    table = job.calibrate(graph, job.collect(graph))
-    rounded = job.round(graph, table, dialect)
-    return job.quantize(graph, table, rounded, dialect).path / "model.onnx"
+    return (InBfloat16 if emulated else building.Build)(options, reporter)
 
 
-def scores(
-    onnx: Path, images: Dataset, source: sources.Source, terminal: Terminal
-) -> NDArray[np.float32]:
-    """The outputs of a graph executed in float, ``[N, classes]``."""
-
-    def queries() -> Iterator[NDArray[np.float32]]:
-        for image in images.pixels(source.preprocess):
-            yield source.preprocess.arithmetic(image[None])
-
-    options = RunOptions(goal="throughput")
-    with sources.float_target().open_graph(onnx, (), options) as runner:
-        name = runner.outputs[0].name
-        found = terminal.track(runner.infer_many(queries()), len(images), "running the graph")
-        return np.concatenate([outputs[name].copy() for outputs in found])
+def quantized(options: BuildOptions, dialect: Dialect, reporter: Reporter) -> Path:
+    """The Q/DQ graph that a build with `options` would compile."""
+    return pipeline.quantized_graph(job(options, reporter), dialect).path / bundle.GRAPH
 
 
 def main(
-    data: Annotated[str, typer.Option(help="Images to judge on.")],
-    calib_data: Annotated[str, typer.Option(help="Images to calibrate on.")],
-    model: Annotated[Path | None, typer.Option(help="A foreign graph.")] = None,
-    weights: Annotated[str, typer.Option(help="Weights of ours.")] = "demo",
+    data: Annotated[
+        str | None, typer.Option(help="A folder to judge on; the rest of the other if left out.")
+    ] = None,
+    calib_data: Annotated[str | None, typer.Option(help="A folder to calibrate on.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A foreign FP32 graph.")] = None,
+    weights: Annotated[str, typer.Option(help="Weights of ours in its place.")] = "demo",
     preprocess: Annotated[str | None, typer.Option(help="A preset, or a TOML file.")] = None,
-    calib_images: Annotated[int | None, typer.Option(help="How many calibrate.")] = None,
+    calib_images: Annotated[int | None, typer.Option(help="How many images to draw.")] = None,
     dialect: Annotated[str, typer.Option(help="One of " + ", ".join(DIALECTS) + ".")] = "openvino",
     only: Annotated[str, typer.Option(help="Steps whose name holds this.")] = "",
     json: Annotated[str | None, typer.Option(help="Write the result as JSON.")] = None,
@@ -143,25 +139,25 @@ def main(
 ) -> None:
     """Measure what each step of quantization is worth."""
     results.refuse_overwrite(json, force)
-    terminal = Terminal()
+    terminal, store = cli.terminal, Cache()
+    steps = chosen(dialect, only)
     base = BuildOptions(
         model=model, weights=weights, preprocess=preprocess, calib_data=calib_data,
         calib_images=calib_images, calib_precision="fp32",
+        out=Path(f"{uuid.uuid4().hex}"),  # no bundle is written, and none stands in the way
     )  # fmt: skip
-    first = building.Build(base, terminal)
-    images = dataset.scan(Path(data))
-    overlap = {sample.path.resolve() for sample in first.images.samples}
-    if overlap & {sample.path.resolve() for sample in images.samples}:
-        images = images.without(first.images)
-    reference = np.load(
-        sources.scores(first.source, images, Cache(), terminal).path / sources.SCORES
-    )
+    source = inputs.resolve(base)
+    calibration, _ = inputs.choose_images(base, source, store)
+    images = inputs.held_out(source, data, calibration, store)
+    found = np.load(sources.scores(source, images, store, terminal).path / sources.SCORES)
+    reference = found.reshape(len(found), -1)
     rows: list[dict[str, Any]] = []
-    for name, changes in STEPS.items():
-        if only not in name:
-            continue
+    for name, changes in steps.items():
         onnx = quantized(replace(base, **changes), DIALECTS[dialect], terminal)
-        close = parity.parity(reference, scores(onnx, images, first.source, terminal))
+        outputs = judging.scores(
+            sources.float_target(), onnx, images, source.preprocess, terminal, name
+        )
+        close = parity.parity(reference, outputs)
         rows.append({"step": name, "sqnr_db": close.sqnr_db, "agreement": close.top1_agreement})
         terminal.line(jsonlib.dumps(rows[-1]))
     terminal.table(
@@ -169,11 +165,37 @@ def main(
         [(row["step"], f"{row['sqnr_db']:.2f} dB", f"{row['agreement']:.4f}") for row in rows],
     )
     results.write(
-        {"kind": "ablation", "dialect": dialect, "images": len(images), "steps": rows,
-         "system": system()},
+        {"kind": "ablation", "dialect": dialect, "model": source.facts(),
+         "calibration_images": len(calibration), "judged_images": len(images), "steps": rows,
+         "system": machine.system()},
         json,
     )  # fmt: skip
 
 
+def chosen(dialect: str, only: str) -> dict[str, dict[str, Any]]:
+    """The steps whose name holds `only`.
+
+    Raises:
+        ConfigError: for an unknown dialect, and when no step's name does.
+    """
+    if dialect not in DIALECTS:
+        raise ConfigError(
+            f"unknown dialect {dialect!r}",
+            expected="one of " + ", ".join(DIALECTS),
+            fix="choose one with --dialect",
+        )
+    steps = {name: changes for name, changes in STEPS.items() if only in name}
+    if not steps:
+        raise ConfigError(
+            f"no step's name holds {only!r}",
+            expected="a part of one of: " + "; ".join(STEPS),
+            fix="mend --only",
+        )
+    return steps
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command()(main)
+
 if __name__ == "__main__":
-    typer.run(main)
+    raise SystemExit(cli.main(program=app))

@@ -2,68 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
-from vggdeploy import budget
-from vggdeploy.benchmarks import harness, statistics
-from vggdeploy.benchmarks.harness import Effort
+from vggdeploy.benchmarks import (
+    against,
+    mlperf,
+    outcome,
+    profiling,
+    rates,
+    scenarios,
+    turns,
+    watch,
+)
+from vggdeploy.benchmarks.conditions import Conditions
+from vggdeploy.benchmarks.options import QUERIES, SECONDS, BenchOptions
+from vggdeploy.benchmarks.outcome import Measured, Rest
+from vggdeploy.benchmarks.scenarios import Stop
 from vggdeploy.contracts import RunOptions, Silent
-from vggdeploy.errors import ConfigError
-from vggdeploy.machine import system
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
+    from vggdeploy.benchmarks.scenarios import Clock, Samples, Sleep
+    from vggdeploy.benchmarks.warmup import Warmup
+    from vggdeploy.benchmarks.watch import Look, Window
     from vggdeploy.bundle import Bundle
-    from vggdeploy.contracts import Reporter, Target
+    from vggdeploy.contracts import Reporter, Runner, Target
 
-SECONDS = 5.0
-QUERIES = 30
-LARGEST_BATCH = 1024
-"""Images of 224x224 in FP32 that take 0.6 GB: more serves no measurement."""
+Loop = TypeVar("Loop")
+
+CAPACITY_SECONDS = 2.0
+"""How long a server's capacity is measured, which bounds the rates that are tried."""
+
+LIBRARY = 64
+"""Images of MLPerf's sample library at most: 39 MB of 224x224 in FP32."""
 
 
 @dataclass(frozen=True)
-class BenchOptions:
-    """How to measure.
+class _Tools:
+    """What a measurement tells time, waits and looks at the machine with."""
 
-    Attributes:
-        batch: images a query.
-        seconds: how long latency and throughput are measured, each.
-        device: the backend's own name of the device.
-    """
-
-    batch: int = 1
-    seconds: float = SECONDS
-    device: str = "CPU"
-
-    def check(self) -> None:
-        """Make sure that something can be measured.
-
-        Raises:
-            ConfigError: for an impossible batch or time.
-        """
-        if not 1 <= self.batch <= LARGEST_BATCH:
-            raise ConfigError(
-                "the batch is out of range",
-                got=self.batch,
-                expected=f"1 to {LARGEST_BATCH}",
-                fix="mend --batch",
-            )
-        if not 0 < self.seconds < math.inf:
-            raise ConfigError(
-                "the time is out of range",
-                got=self.seconds,
-                expected="above 0 and finite",
-                fix="mend --seconds",
-            )
+    reporter: Reporter
+    clock: Clock
+    sleep: Sleep
+    look: Callable[[], Look]
+    conditions: Conditions
 
 
 def bench(
@@ -71,64 +59,274 @@ def bench(
     target: Target,
     options: BenchOptions,
     reporter: Reporter | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
+    sleep: Sleep = time.sleep,
+    look: Callable[[], Look] = watch.look,
 ) -> dict[str, Any]:
     """Measure `opened` on `target`'s device.
 
+    Args:
+        opened: the bundle.
+        target: what it was built for.
+        options: how to measure.
+        reporter: told the progress.
+        clock: tells seconds.
+        sleep: waits for them.
+        look: at what else the CPU does.
+
     Returns:
-        the result's JSON form: every latency sample in order, summaries, the judgement against
-        the measured peak, and the machine.
+        the result's JSON form: every latency sample in order, summaries with their intervals, the
+        judgement against the measured peak, and the machine. Of a measurement that Ctrl-C ended,
+        what there was until then, with ``partial``.
 
     Raises:
-        ConfigError: for an impossible batch or time.
+        ConfigError: for what cannot be measured.
         MissingError: when this machine cannot run it.
+        KeyboardInterrupt: before there was anything to keep.
     """
     options.check()
-    reporter = reporter or Silent()
-    effort = Effort(options.seconds, QUERIES)
-    batches = _batches(opened, options.batch)
-    runs = {
-        goal: RunOptions(options.device, options.batch, goal) for goal in ("latency", "throughput")
-    }
-    device = harness.peak(target.probes(runs["latency"]), reporter, clock)
-    with target.open(opened, runs["latency"]) as runner:
-        with reporter.step("measuring latency"):
-            samples = harness.latency(runner, batches, effort, clock)
-        details = runner.details
-    with target.open(opened, runs["throughput"]) as runner:
-        with reporter.step("measuring throughput"):
-            images_per_s = harness.throughput(runner, batches, effort, clock)
-        requests = runner.depth
-    totals = opened.budget()["total"]
-    summary = statistics.summarize(samples)
-    judgement = budget.judge(
-        options.batch * totals["macs"], totals["weight_bytes"], summary.p50, device
+    if options.mlperf:
+        mlperf.available(_logs(opened, options))
+    conditions = Conditions(
+        options.device, target.device_facts(options.device), clock=clock, sleep=sleep
     )
-    reasons = statistics.instability(samples)
-    return {
-        "kind": "bench",
-        "bundle": str(opened.path),
-        "target": opened.target,
-        "digest": opened.manifest["digest"],
-        "scenario": "latency",
-        "batch": options.batch,
-        "device": details,
-        "latency_s": asdict(summary),
-        "samples_s": samples,
-        "throughput_ips": images_per_s,
-        "throughput_requests": requests,
-        "budget": asdict(judgement),
-        "stable": not reasons,
-        "unstable_because": reasons,
-        "engine_bytes": opened.engine_bytes,
-        "system": system(),
+    tools = _Tools(reporter or Silent(), clock, sleep, look, conditions)
+    run = RunOptions(options.device, options.size, options.goal, options.settings)
+    # The first query comes before anything that can wait: a figure of its own is how soon.
+    with target.open(opened, run) as runner:
+        measured = _scenario(opened, runner, options, tools)
+    if not measured.samples.seconds:
+        raise KeyboardInterrupt
+    rest = _rest(opened, target, options, measured, tools)
+    return outcome.result(opened, options, measured, rest, conditions)
+
+
+def pair(
+    sides: Sequence[tuple[Bundle, Target, BenchOptions]],
+    reporter: Reporter | None = None,
+    clock: Clock = time.perf_counter,
+    sleep: Sleep = time.sleep,
+    look: Callable[[], Look] = watch.look,
+) -> list[dict[str, Any]]:
+    """Measure the latencies of two bundles query by query in turn.
+
+    Args:
+        sides: of each bundle its target and how it is measured; scenario, batch, device and time
+            are those of the first.
+
+    Returns:
+        of each what `bench` returns; energy is not told, since both took turns in the same window.
+
+    Raises:
+        As `bench`.
+    """
+    options = sides[0][2]
+    options.check()
+    against.check(options)
+    facts = sides[0][1].device_facts(options.device)
+    conditions = Conditions(options.device, facts, clock=clock, sleep=sleep)
+    tools = _Tools(reporter or Silent(), clock, sleep, look, conditions)
+    batches = [turns.probe_batches(opened, options.size) for opened, _, _ in sides]
+    with contextlib.ExitStack() as stack:
+        runners = [
+            stack.enter_context(
+                target.open(
+                    opened, RunOptions(options.device, options.size, options.goal, own.settings)
+                )
+            )
+            for opened, target, own in sides
+        ]
+        with tools.reporter.step(f"measuring {options.scenario} in turn"):
+            warmups = [
+                scenarios.warm_up(runner, images, clock)
+                for runner, images in zip(runners, batches, strict=True)
+            ]
+            found, window = _measured(
+                lambda: against.interleaved(runners, batches, options.stop, clock), tools
+            )
+    if not found[0].seconds:
+        raise KeyboardInterrupt
+    results = []
+    for (opened, target, own), samples, warmed, runner in zip(
+        sides, found, warmups, runners, strict=True
+    ):
+        measured = Measured(samples, warmed, window, runner.depth, runner.details)
+        rest = _rest(opened, target, own, measured, tools)
+        result = outcome.result(opened, own, measured, rest, conditions)
+        results.append({**result, "energy": None, "energy_note": against.NO_ENERGY})
+    return results
+
+
+def _scenario(opened: Bundle, runner: Runner, options: BenchOptions, tools: _Tools) -> Measured:
+    """Measure the scenario that was asked for."""
+    if options.scenario == "server":
+        return _server(opened, runner, options, tools)
+    if options.mlperf:
+        return _mlperf(opened, runner, options, tools)
+    batches = turns.probe_batches(opened, options.size)
+    with tools.reporter.step(f"measuring {options.scenario}"):
+        if options.scenario == "throughput":
+            warmed: list[Warmup] = []
+
+            def queue() -> Samples:
+                samples, warmup = scenarios.throughput(runner, batches, options.stop, tools.clock)
+                warmed.append(warmup)
+                return samples
+
+            samples, window = _measured(queue, tools)
+            warmup = warmed[0]
+        else:
+            warmup = scenarios.warm_up(runner, batches, tools.clock)
+            samples, window = _measured(
+                lambda: scenarios.latency(runner, batches, options.stop, tools.clock), tools
+            )
+    return Measured(samples, warmup, window, runner.depth, runner.details)
+
+
+def _measured(loop: Callable[[], Loop], tools: _Tools) -> tuple[Loop, Window]:
+    """Run the loop that measures: what is to be seen over the samples' own window is read here,
+    right before and right after."""
+    with tools.conditions.window():
+        before = tools.look()
+        samples = loop()
+        return samples, watch.between(before, tools.look())
+
+
+def _server(opened: Bundle, runner: Runner, options: BenchOptions, tools: _Tools) -> Measured:
+    """Arrivals at the rate that was given, or at the highest that keeps the bound."""
+    batches, clock, sleep = (
+        turns.probe_batches(opened, options.size),
+        tools.clock,
+        tools.sleep,
+    )
+    with tools.reporter.step("measuring what a full queue does"):
+        stop = Stop(min(options.limit_s, CAPACITY_SECONDS), 10)
+        full, warmup = scenarios.throughput(runner, batches, stop, clock)
+        capacity = full.queries_per_s
+        if full.partial or capacity is None:
+            raise KeyboardInterrupt
+        for batch in batches[:1] * 2 * runner.depth:  # the queue that reports its ends, too
+            runner.start(batch, lambda outputs: None)
+        runner.drain()
+    tried: Sequence[rates.Trial] = ()
+    rate, bound = options.rate, options.p99_bound
+    if rate is None:
+        bounded = float(bound or math.inf)
+        rates.possible(runner, batches, bounded, clock)
+        with tools.reporter.step("finding the highest rate"):
+            found = rates.highest(
+                lambda each: rates.attempt(
+                    runner, batches, each, bounded, options.limit_s, options.seed, clock, sleep
+                ),
+                capacity,
+                bounded,
+            )
+        rate, tried = found.rate, found.tried
+    said = {
+        "rate": rate,
+        "found": options.rate is None,
+        "p99_bound_s": bound,
+        "capacity": capacity,
+        "seed": options.seed,
+        "tried": [asdict(trial) for trial in tried],
     }
+    if options.mlperf:
+        return replace(_mlperf(opened, runner, options, tools, rate), server=said)
+    count = max(options.queries or 1, math.ceil(rate * options.limit_s), 2)
+    # Other arrivals than those that the rate was found by.
+    schedule = scenarios.arrivals(rate, count, options.seed + 1)
+    with tools.reporter.step(f"measuring server at {rate:.3g} queries a second"):
+        samples, window = _measured(
+            lambda: scenarios.server(runner, batches, schedule, clock, sleep), tools
+        )
+    return Measured(samples, warmup, window, runner.depth, runner.details, said)
 
 
-def _batches(opened: Bundle, size: int) -> list[NDArray[np.float32]]:
-    """The probes as batches of `size`, starting over where they run out."""
-    images = opened.probes().images
-    recipe = opened.preprocess
-    count = max(1, min(8, len(images) // size))
-    turns = np.arange(count * size) % len(images)
-    return [recipe.arithmetic(images[turns[i * size : (i + 1) * size]]) for i in range(count)]
+def _mlperf(
+    opened: Bundle,
+    runner: Runner,
+    options: BenchOptions,
+    tools: _Tools,
+    rate: float | None = None,
+) -> Measured:
+    """Let LoadGen drive; how fast queries are is told it from a warm-up."""
+    batches, clock = turns.probe_batches(opened, options.size), tools.clock
+    with tools.reporter.step("warming up"):
+        if rate is None and options.scenario == "throughput":
+            stop = Stop(min(options.limit_s, CAPACITY_SECONDS), 10)
+            full, warmup = scenarios.throughput(runner, batches, stop, clock)
+            rate = (full.queries_per_s or 1.0) * options.size
+        else:
+            warmup = scenarios.warm_up(runner, batches, clock)
+    plan = mlperf.Plan(
+        options.scenario,
+        options.limit_s,
+        full=options.full,
+        batch=options.size,
+        expected_s=max(1e-6, warmup.seconds / max(1, warmup.queries)),
+        rate=rate or 1.0,
+        bound_s=options.p99_bound,
+    )
+    images = opened.probes().images[:LIBRARY]
+    library = [opened.batch(images[turn : turn + 1]) for turn in range(len(images))]
+    logs = _logs(opened, options)
+    with tools.reporter.step(f"LoadGen drives {mlperf.SCENARIOS[options.scenario]}"):
+        said: list[dict[str, Any]] = []
+
+        def drive() -> Samples:
+            samples, found = mlperf.run(runner, library, plan, logs, clock)
+            said.append(found)
+            return samples
+
+        samples, window = _measured(drive, tools)
+    return Measured(samples, warmup, window, runner.depth, runner.details, mlperf=said[0])
+
+
+def _logs(opened: Bundle, options: BenchOptions) -> Path:
+    return options.logs or Path(f"{opened.path.name}.mlperf")
+
+
+def _rest(
+    opened: Bundle, target: Target, options: BenchOptions, measured: Measured, tools: _Tools
+) -> Rest:
+    """Throughput beside latency, throughput by batch, and the device's peak."""
+    rest = Rest(partial=measured.samples.partial)
+    if options.scenario == "latency":
+        # The scenario's own runner had no queue.
+        ways = {options.size: "throughput_ips"}
+    else:
+        per_s = measured.samples.queries_per_s
+        # LoadGen's Offline says it by itself; a batch of it may be filled up.
+        said = (measured.mlperf or {}).get("samples_per_s")
+        rest.throughput_ips = said or (per_s and per_s * options.size)
+        rest.throughput_requests = measured.depth
+        ways = {}
+    if rest.partial:
+        return rest
+    stop = Stop(options.limit_s if options.precision is None else SECONDS, QUERIES)
+    settings = options.queue_settings
+    try:
+        for size in dict.fromkeys((*ways, *options.batches)):
+            run = RunOptions(options.device, size, "throughput", settings)
+            with (
+                target.open(opened, run) as runner,
+                tools.reporter.step(f"measuring throughput at batch {size}"),
+            ):
+                found, _ = scenarios.throughput(
+                    runner, turns.probe_batches(opened, size), stop, tools.clock
+                )
+            per_s = found.queries_per_s
+            rest.partial = rest.partial or found.partial
+            if size in ways:
+                rest.throughput_ips = per_s and per_s * size
+                rest.throughput_requests = runner.depth
+            if size in options.batches and per_s is not None:
+                rest.by_batch.append({"batch": size, "images_per_s": per_s * size})
+            if rest.partial:
+                return rest
+        run = RunOptions(options.device, options.size, "latency", options.settings)
+        batches = turns.probe_batches(opened, options.size)
+        rest.profiled = profiling.layers(opened, target, run, batches, tools.reporter, tools.clock)
+    except KeyboardInterrupt:
+        rest.partial = True
+    return rest

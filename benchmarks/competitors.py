@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import building
+from vggdeploy import building, bundle, calibrating, pipeline
 from vggdeploy.benchmarks import memory
 from vggdeploy.benchmarks.children import COLLECT, EXPORT, Images, Job, Outcome
 from vggdeploy.contracts import DIALECTS, Silent
@@ -42,12 +42,12 @@ ONNXRUNTIME = {
 
 
 def _export(job: Job) -> Outcome:
-    made = building.Job(job.build_options(), Silent())
-    return Outcome(graph=str(made.export().path / "model.onnx"))
+    made = calibrating.Job(job.build_options(), Silent())
+    return Outcome(graph=str(made.export().path / bundle.GRAPH))
 
 
 def _collect(job: Job) -> Outcome:
-    made = building.Calibration(job.build_options(), Silent())
+    made = calibrating.Calibration(job.build_options(), Silent())
     made.collect(made.export())
     return Outcome(collect_seconds=_stage(made, "collect"), images=len(made.images))
 
@@ -57,10 +57,8 @@ def _ours(job: Job) -> Outcome:
     made = building.Build(job.build_options(**({} if dialect else {"target": job.name})), Silent())
     chosen = dialect or made.dialect
     assert chosen is not None, f"{job.name} is no INT8 target"
-    graph = made.export()
-    table = made.calibrate(graph, made.collect(graph))
-    quantized = made.quantize(graph, table, made.round(graph, table, chosen), chosen)
-    path = quantized.path / "model.onnx"
+    quantized = pipeline.quantized_graph(made, chosen)
+    path = quantized.path / bundle.GRAPH
     if dialect:
         return Outcome(graph=str(path), images=len(made.images))
     engine = made.compile(quantized).path / ENGINE
@@ -70,11 +68,11 @@ def _ours(job: Job) -> Outcome:
         _ir_bytes(engine),
         len(made.images),
         collect_seconds=_stage(made, "collect"),
-        note="7-bit weights" if made.options.cpu_isa == "avx2" else "",
+        note="7-bit convolutions" if made.options.cpu_isa == "avx2" else "",
     )
 
 
-def _stage(made: building.Job, name: str) -> float:
+def _stage(made: calibrating.Job, name: str) -> float:
     return next(float(stage["seconds"]) for stage in made.stages.done if stage["name"] == name)
 
 

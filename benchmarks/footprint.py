@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from vggdeploy.console import Terminal
 from vggdeploy.machine import system
+from vggdeploy.terminal import Terminal
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """getrusage counts bytes on macOS and kibibytes elsewhere."""

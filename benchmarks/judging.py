@@ -47,7 +47,12 @@ class OnnxRuntimeRunner(Runner):
                 str(self._onnx), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors have no base class of their own
-            raise ModelError(f"onnxruntime does not take {self._onnx.name}", got=error) from error
+            raise ModelError(
+                f"onnxruntime does not take {self._onnx.name}",
+                got=error,
+                expected="operators that onnxruntime has",
+                fix="leave its rows out with --only",
+            ) from error
         self._input = self._session.get_inputs()[0].name
 
     def _stop(self) -> None:
@@ -84,7 +89,12 @@ def scores(
             ]
         )
     if not np.isfinite(found).all():
-        raise ModelError(f"{label}: its outputs are not finite")
+        raise ModelError(
+            f"{label}: its outputs are not finite",
+            got=f"{int((~np.isfinite(found)).any(1).sum())} of {len(found)} images with NaN or infinity",
+            expected="finite scores",
+            fix="check the weights and --preprocess",
+        )
     return found
 
 

@@ -9,6 +9,7 @@ drift of the machine touches all alike.
 ::
 
     python -m vggdeploy.benchmarks.peers --json peers.json
+    python -m vggdeploy.benchmarks.peers --latency --json latency.json
     python -m vggdeploy.benchmarks.peers --model vgg.onnx --preprocess caffe \\
         --calib-data photos/ --calib-images 64 --data others/
 """
@@ -24,14 +25,15 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from vggdeploy import cli, dataset, inputs, machine, parity, results, sources, targets
-from vggdeploy.benchmarks import competitors, judging
+from vggdeploy import cli, inputs, machine, parity, results, sources, targets
+from vggdeploy.benchmarks import competitors, judging, latency_peers
 from vggdeploy.benchmarks.children import Children
 from vggdeploy.benchmarks.competitors import COMPETITORS, ONNXRUNTIME, OWN, TENSORRT
 from vggdeploy.benchmarks.rows import Row, first_row, show
+from vggdeploy.benchmarks.tune import SECONDS
 from vggdeploy.cache import Cache
 from vggdeploy.contracts import DEFAULT_CPU, GraphTarget, RunOptions
-from vggdeploy.errors import EXIT_GATE, ConfigError, DatasetError, VggdeployError
+from vggdeploy.errors import EXIT_GATE, ConfigError, VggdeployError
 from vggdeploy.inputs import BuildOptions
 
 if TYPE_CHECKING:
@@ -40,10 +42,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vggdeploy.benchmarks.children import Outcome
-    from vggdeploy.console import Terminal
     from vggdeploy.contracts import Runner
     from vggdeploy.dataset import Dataset
     from vggdeploy.sources import Source
+    from vggdeploy.terminal import Terminal
 
 JUDGED = 100
 """Images that judge by default: some minutes in float for all competitors together."""
@@ -79,27 +81,6 @@ def _names(flag: str, text: str, known: Sequence[str]) -> list[str]:
                 fix="choose among them",
             )
     return found
-
-
-def held_out(source: Source, data: str | None, calibration: Dataset, store: Cache) -> Dataset:
-    """The images of `data` that are not among the calibration images.
-
-    Raises:
-        DatasetError: when none is left.
-    """
-    demo = source.weights is not None and source.weights.demo
-    if data == sources.DEMO or (data is None and demo):
-        return sources.demo_images("heldout", store)
-    folder = dataset.scan(Path(data).expanduser() if data else calibration.root)
-    taken = {sample.path.resolve() for sample in calibration.samples}
-    rest = tuple(sample for sample in folder.samples if sample.path.resolve() not in taken)
-    if not rest:
-        raise DatasetError(
-            f"every image of {folder.root} calibrates, and none is left to judge on",
-            got=f"{len(folder)} images, {len(calibration)} of them calibrate",
-            fix="give --data another folder, or fewer --calib-images",
-        )
-    return replace(folder, samples=rest)
 
 
 class Judge:
@@ -207,14 +188,27 @@ def main(
         ),
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Queries of each engine.")] = 30,
-    cpu_isa: Annotated[str, typer.Option(help="vnni, or avx2: 7-bit weights.")] = DEFAULT_CPU,
+    cpu_isa: Annotated[str, typer.Option(help="vnni, or avx2: 7-bit convolutions.")] = DEFAULT_CPU,
     seed: Annotated[int, typer.Option(help="Draws the images.")] = 0,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            "--latency", help="Speed alone: torch, onnxruntime, OpenVINO, NNCF's and ours in turns."
+        ),
+    ] = False,
+    tune_seconds: Annotated[
+        float, typer.Option(help="Of --latency: how long ov-int8 is tuned, for each goal.")
+    ] = SECONDS,
     json: Annotated[str | None, typer.Option(help="Write the result as JSON.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
     """Compare this product with NNCF and onnxruntime on one network and the same images."""
     results.refuse_overwrite(json, force)
     terminal = cli.terminal
+    if latency and (only or target):
+        raise ConfigError(
+            "--latency measures everyone", got="--only or --target", fix="drop the latter"
+        )
     names = chosen(only, target, model is not None)
     for name in names:
         competitors.require(name)
@@ -226,11 +220,19 @@ def main(
     store = Cache()
     source = inputs.resolve(options)
     calibration, _ = inputs.choose_images(options, source, store)
-    judged = held_out(source, data, calibration, store)
+    judged = inputs.held_out(source, data, calibration, store)
     judged = judged.choose(min(images, len(judged)), seed)
     options = replace(options, calib_data=str(calibration.root), calib_images=len(calibration))
     with tempfile.TemporaryDirectory(prefix="vggdeploy-") as scratch:
         children = Children(Path(scratch), options, source)
+        if latency:
+            image = source.preprocess.arithmetic(next(judged.pixels(source.preprocess))[None])
+            result = latency_peers.measure(
+                source, children, image, rounds=runs, tune_seconds=tune_seconds, seed=seed,
+                terminal=terminal,
+            )  # fmt: skip
+            results.write(result, json)
+            return
         with terminal.step("FP32 graph"):
             children.float_graph()
         made: dict[str, Outcome] = {}

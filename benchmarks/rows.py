@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vggdeploy.benchmarks.children import Outcome
-    from vggdeploy.console import Terminal
+    from vggdeploy.terminal import Terminal
 
 _WIDTH = 92
 """Columns that the whole table takes; below, it is shown in two parts."""
@@ -139,7 +139,7 @@ def show(terminal: Terminal, rows: Sequence[Row], judged: int, saturates: bool) 
     if saturates:
         terminal.line(
             "this CPU has no VNNI: its 8-bit products are added in 16 bits and saturate, which is "
-            "the difference between SQNR and here (--cpu-isa avx2: 7-bit weights for everyone)",
+            "the difference between SQNR and here (--cpu-isa avx2: 7 bits for everyone)",
             style="yellow",
         )
 

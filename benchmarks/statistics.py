@@ -1,8 +1,13 @@
-"""Statistics of samples, in seconds; derived from the samples that a result keeps."""
+"""Statistics of samples, in seconds; derived from the samples that a result keeps.
+
+Everything here takes samples in ascending order, so that they are sorted once.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,13 +15,19 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-WINDOWS = 3
-DRIFT = 0.10
-"""Window medians further than this from the overall median mean that the machine changed under
-the measurement."""
+    from numpy.typing import NDArray
 
-SPREAD = 1.25
-"""A 90th percentile this many times the median means that something else was running."""
+PERCENTILES = (50, 90, 99)
+"""Those of every result."""
+
+EARLY = (90, 99)
+"""Those that MLPerf's early stopping estimates: of SingleStream, and of the other scenarios."""
+
+CONFIDENCE = 0.95
+"""Of an interval."""
+
+EARLY_CONFIDENCE = 0.99
+"""Of MLPerf's early stopping, whose tolerance is 0."""
 
 
 @dataclass(frozen=True)
@@ -32,30 +43,91 @@ class Latency:
 
 
 def summarize(samples: Sequence[float]) -> Latency:
-    """Percentiles by the nearest rank above (no value that was not measured), mean and range."""
-    p50, p90, p99 = np.percentile(samples, (50, 90, 99), method="higher")
-    return Latency(
-        float(p50), float(p90), float(p99), float(np.mean(samples)), min(samples), max(samples)
-    )
+    """Percentiles by nearest rank, mean and range of samples in any order."""
+    ordered = sorted(samples)
+    p50, p90, p99 = (percentile(ordered, percent) for percent in PERCENTILES)
+    return Latency(p50, p90, p99, math.fsum(ordered) / len(ordered), ordered[0], ordered[-1])
 
 
-def instability(samples: Sequence[float]) -> list[str]:
-    """Why the samples, in order of time, are not to be trusted; empty when they are."""
-    reasons = []
-    median = float(np.median(samples))
-    if len(samples) < 10 * WINDOWS:
-        reasons.append(f"{len(samples)} samples are few: measure longer with --seconds")
-    windows = [float(np.median(part)) for part in np.array_split(samples, WINDOWS) if len(part)]
-    worst = max(windows, key=lambda window: abs(window - median))
-    if abs(worst - median) > DRIFT * median:
-        reasons.append(
-            f"a third of the run had a median of {worst:.6g} s and the whole {median:.6g} s: "
-            "let the machine cool, or fix its clock"
-        )
-    p90 = float(np.percentile(samples, 90, method="higher"))
-    if p90 > SPREAD * median:
-        reasons.append(
-            f"the 90th percentile is {p90 / median:.2f} times the median: "
-            "stop other programs on the machine"
-        )
-    return reasons
+def percentile(ordered: Sequence[float], percent: int) -> float:
+    """The smallest sample that at least `percent` of all do not exceed: the nearest rank, so a
+    value that was measured."""
+    return float(ordered[-(-percent * len(ordered) // 100) - 1])
+
+
+def interval(
+    ordered: Sequence[float], percent: int, confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """A confidence interval of a percentile, from order statistics.
+
+    Whatever samples are distributed like, the number of them below the true percentile is
+    binomial. So the interval from the l-th to the u-th smallest covers it with probability
+    ``P(l <= B < u)``, B ~ Bin(n, percent / 100), where both tails have at most half of the rest
+    (David and Nagaraja, "Order Statistics", 3rd ed., section 7.1). It takes samples for
+    independent; neighbours in time are not quite.
+
+    Returns:
+        None where there are too few samples for it: fewer than `needed`.
+    """
+    ranks = _interval_ranks(len(ordered), percent, confidence)
+    return ranks and (float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1]))
+
+
+@lru_cache(maxsize=64)
+def _interval_ranks(count: int, percent: int, confidence: float) -> tuple[int, int] | None:
+    """Ranks l and u of `interval`, counted from 1."""
+    below = binomial_cdf(count, percent / 100)
+    tail = (1 - confidence) / 2
+    # The largest l with P(B < l) <= tail; the smallest u with P(B >= u) <= tail.
+    low = int(np.searchsorted(below, tail, side="right"))
+    high = int(np.searchsorted(below, 1 - tail, side="left")) + 1
+    return (low, high) if low >= 1 and high <= count else None
+
+
+@lru_cache(maxsize=16)
+def needed(percent: int, confidence: float = CONFIDENCE) -> int:
+    """The fewest samples from which a percentile has an `interval`."""
+    share = max(percent, 100 - percent) / 100
+    return math.ceil(math.log((1 - confidence) / 2) / math.log(share))
+
+
+def half_width(samples: Sequence[float]) -> float:
+    """Half the width of the median's interval, as a share of the median; infinite where there are
+    too few samples for one."""
+    ordered = sorted(samples)
+    found = interval(ordered, 50)
+    if found is None:
+        return math.inf
+    return (found[1] - found[0]) / 2 / percentile(ordered, 50)
+
+
+def early_stopping(ordered: Sequence[float], percent: int) -> float | None:
+    """MLPerf's early-stopping estimate of a percentile: what it is below with 99% confidence.
+
+    The t-th largest sample, with the largest t for which as few as t of n samples above the true
+    percentile would be seen with a probability below 1%: ``P(B <= t) < 0.01``,
+    B ~ Bin(n, 1 - percent / 100). With less than one such, there is no estimate.
+
+    Source: MLCommons, "MLPerf Inference Rules", appendix on early stopping; LoadGen's
+    ``early_stopping.cc``, whose ``odds`` is this sum as a regularized incomplete beta function,
+    and ``PerformanceSummary::EarlyStopping`` in its ``results.cc``.
+    """
+    discarded = _early_rank(len(ordered), percent)
+    return None if discarded is None else float(ordered[len(ordered) - discarded])
+
+
+@lru_cache(maxsize=64)
+def _early_rank(count: int, percent: int) -> int | None:
+    at_most = binomial_cdf(count, (100 - percent) / 100)
+    rank = int(np.searchsorted(at_most, 1 - EARLY_CONFIDENCE, side="left")) - 1
+    return rank if rank >= 1 else None
+
+
+def binomial_cdf(count: int, share: float) -> NDArray[np.float64]:
+    """``P(B <= k)`` for k of 0 to `count`, B ~ Bin(count, share)."""
+    # In logarithms, since the first terms underflow; each term is the one before times
+    # (n - k) / (k + 1) * p / (1 - p).
+    k = np.arange(count)
+    steps = np.log((count - k) / (k + 1)) + math.log(share / (1 - share))
+    logs = count * math.log1p(-share) + np.concatenate(([0.0], np.cumsum(steps)))
+    return np.cumsum(np.exp(logs))

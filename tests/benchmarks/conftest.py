@@ -1,4 +1,4 @@
-"""A clock that moves when told to, and runners that take as long as they say."""
+"""A clock that moves when told to, runners that take as long as they say, and a small graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from vggdeploy.contracts import Runner, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
 ENDLESS = 2_000
 
@@ -81,3 +82,13 @@ def clock() -> Clock:
 @pytest.fixture
 def timed() -> type[Timed]:
     return Timed
+
+
+@pytest.fixture
+def foreign(small_graph: Callable[..., Any], tmp_path: Path) -> list[str]:
+    """Flags of a foreign graph of a few layers, 32 pixels wide."""
+    onnx = pytest.importorskip("onnx")
+    onnx.save(small_graph(), tmp_path / "small.onnx")
+    recipe = tmp_path / "small.toml"
+    recipe.write_text('size = [32, 32]\nresize = "stretch"\nmean = [0, 0, 0]\nstd = [1, 1, 1]\n')
+    return ["--model", str(tmp_path / "small.onnx"), "--preprocess", str(recipe)]

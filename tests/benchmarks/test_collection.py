@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,7 +14,6 @@ from vggdeploy.dataset import scan
 from vggdeploy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -53,17 +52,11 @@ def test_a_row_in_the_table_and_in_json() -> None:
     assert said["nncf"]["note"] == "failed: it fell"
 
 
-def test_for_real(small_graph: Callable[..., Any], digits_folder: Path, tmp_path: Path) -> None:
+def test_for_real(foreign: list[str], digits_folder: Path, tmp_path: Path) -> None:
     for package in ("openvino", "nncf"):
         pytest.importorskip(package)
-    import onnx
-
-    onnx.save(small_graph(), tmp_path / "small.onnx")
-    recipe = tmp_path / "small.toml"
-    recipe.write_text('size = [32, 32]\nresize = "stretch"\nmean = [0, 0, 0]\nstd = [1, 1, 1]\n')
     out = tmp_path / "collection.json"
-    flags = ["--model", str(tmp_path / "small.onnx"), "--preprocess", str(recipe)]
-    flags += ["--calib-data", str(digits_folder), "--json", str(out)]
+    flags = [*foreign, "--calib-data", str(digits_folder), "--json", str(out)]
     # There are 48 images: of 60, twelve come twice.
     assert cli.main(["--images", "8", "60", *flags], program=collection.app) == 0
     rows = results.read(out)["rows"]

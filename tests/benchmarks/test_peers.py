@@ -18,14 +18,13 @@ from vggdeploy.benchmarks import children, judging, peers, rows
 from vggdeploy.benchmarks.children import Outcome
 from vggdeploy.benchmarks.rows import Row
 from vggdeploy.cache import Cache, Entry
-from vggdeploy.console import Terminal
 from vggdeploy.contracts import Runner, TensorSpec
 from vggdeploy.dataset import scan
-from vggdeploy.errors import ConfigError, DatasetError
+from vggdeploy.errors import ConfigError
 from vggdeploy.preprocess import PRESETS
+from vggdeploy.terminal import Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 ROWS = [
@@ -118,28 +117,6 @@ def test_who_takes_part(only: str, target: str | None, foreign: bool, names: lis
 def test_who_is_unknown(only: str, target: str | None, flag: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown {flag}"):
         peers.chosen(only, target, False)
-
-
-@pytest.fixture
-def foreign(small_graph: Callable[..., Any], tmp_path: Path) -> list[str]:
-    """Flags of a foreign graph of a few layers, 32 pixels wide."""
-    onnx = pytest.importorskip("onnx")
-    onnx.save(small_graph(), tmp_path / "small.onnx")
-    recipe = tmp_path / "small.toml"
-    recipe.write_text('size = [32, 32]\nresize = "stretch"\nmean = [0, 0, 0]\nstd = [1, 1, 1]\n')
-    return ["--model", str(tmp_path / "small.onnx"), "--preprocess", str(recipe)]
-
-
-def test_none_that_calibrates_judges(digits_folder: Path, tmp_path: Path) -> None:
-    calibration = scan(digits_folder).choose(20, seed=0)
-    source = sources.Source(None, tmp_path, "", None)  # type: ignore[arg-type]
-    for data in (None, str(digits_folder), f"{digits_folder}/../{digits_folder.name}"):
-        rest = peers.held_out(source, data, calibration, None)  # type: ignore[arg-type]
-        assert len(rest) == 28
-        names = {sample.path.resolve() for sample in rest.samples}
-        assert names.isdisjoint(sample.path for sample in calibration.samples)
-    with pytest.raises(DatasetError, match="none is left"):
-        peers.held_out(source, None, scan(digits_folder), None)  # type: ignore[arg-type]
 
 
 def test_judged_as_defined_and_as_it_runs_here(

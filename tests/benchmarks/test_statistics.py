@@ -1,79 +1,141 @@
-"""Summaries and the reasons not to trust them."""
+"""Percentiles, intervals and MLPerf's estimate, against sums of exact binomials."""
 
 from __future__ import annotations
+
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vggdeploy.benchmarks.statistics import instability, summarize
+from vggdeploy.benchmarks import statistics
+from vggdeploy.benchmarks.statistics import early_stopping, interval, summarize
 
 samples = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=300)
 
 
+def exactly(count: int, share: Fraction) -> list[Fraction]:
+    """P(B <= k) for every k, B ~ Bin(count, share), without rounding."""
+    found, total = [], Fraction(0)
+    for k in range(count + 1):
+        total += math.comb(count, k) * share**k * (1 - share) ** (count - k)
+        found.append(total)
+    return found
+
+
 @given(samples)
-def test_percentiles_are_samples_that_so_many_do_not_exceed(values: list[float]) -> None:
+def test_percentiles_are_the_smallest_samples_that_so_many_do_not_exceed(
+    values: list[float],
+) -> None:
     found = summarize(values)
-    ordered = sorted(values)
     for percent, value in ((50, found.p50), (90, found.p90), (99, found.p99)):
         assert value in values
-        # The smallest sample at or above the linear position between the first and the last.
-        position = percent / 100 * (len(values) - 1)
-        assert value == ordered[min(int(np.ceil(position - 1e-9)), len(values) - 1)]
-    assert found.min == ordered[0]
-    assert found.max == ordered[-1]
-    # numpy sums in pairs, fsum exactly: a few units of the last of 53 bits.
-    assert found.mean == pytest.approx(sum(values) / len(values), rel=1e-12)
-    assert found.min <= found.p50 <= found.p90 <= found.p99 <= found.max
+        assert 100 * sum(v <= value for v in values) >= percent * len(values)
+        assert 100 * sum(v < value for v in values) < percent * len(values)
+    assert (found.min, found.max) == (min(values), max(values))
+    # Summed without rounding but for the last: half a unit of 53 bits, and the division's.
+    assert found.mean == pytest.approx(float(sum(map(Fraction, values)) / len(values)), rel=1e-15)
 
 
 def test_known_figures() -> None:
     found = summarize([float(v) for v in range(100, 0, -1)])
-    assert (found.p50, found.p90, found.p99) == (51, 91, 100)
+    assert (found.p50, found.p90, found.p99) == (50, 90, 99)
     assert (found.mean, found.min, found.max) == (50.5, 1, 100)
+    assert summarize([0.25]) == statistics.Latency(*[0.25] * 6)
 
 
-def test_one_sample_is_every_figure() -> None:
-    found = summarize([0.25])
-    assert {found.p50, found.p90, found.p99, found.mean, found.min, found.max} == {0.25}
+@pytest.mark.parametrize(("count", "percent"), [(1, 50), (7, 50), (60, 90), (400, 99), (999, 1)])
+def test_binomial_sums(count: int, percent: int) -> None:
+    found = statistics.binomial_cdf(count, percent / 100)
+    expected = [float(v) for v in exactly(count, Fraction(percent, 100))]
+    # A thousand steps in logarithms of about 1000, each rounded at 1e-13 of a unit.
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-300)
 
 
-def test_steady_samples_are_stable() -> None:
-    rng = np.random.default_rng(0)
-    assert instability(list(1 + 0.02 * rng.standard_normal(300))) == []
+@pytest.mark.parametrize("percent", [50, 90, 99])
+@pytest.mark.parametrize("count", [1, 5, 6, 30, 100, 367, 368, 500])
+def test_an_interval_is_the_narrowest_whose_tails_are_within_half_of_the_rest(
+    percent: int, count: int
+) -> None:
+    at_most = exactly(count, Fraction(percent, 100))
+    tail = Fraction(25, 1000)
+    # By ranks: the true percentile is below the l-th with P(B < l), at the u-th or above with
+    # P(B >= u).
+    lows = [rank for rank in range(1, count + 1) if at_most[rank - 1] <= tail]
+    highs = [rank for rank in range(1, count + 1) if 1 - at_most[rank - 1] <= tail]
+    values = [float(v) for v in range(1, count + 1)]
+    expected = (float(max(lows)), float(min(highs))) if lows and highs else None
+    assert interval(values, percent) == expected
+    assert (expected is None) == (count < statistics.needed(percent))
 
 
-@pytest.mark.parametrize("count", [1, 2, 29])
-def test_few_samples(count: int) -> None:
-    (reason,) = instability([1.0] * count)
-    assert reason.startswith(f"{count} samples are few")
-    assert "--seconds" in reason
+@pytest.mark.parametrize(("percent", "count"), [(50, 6), (90, 36), (99, 368)])
+def test_the_samples_a_percentile_needs(percent: int, count: int) -> None:
+    """0.975 ** (1 / n) by hand: 2 ** -6, 0.9 ** 36 and 0.99 ** 368 are the first below 0.025."""
+    assert statistics.needed(percent) == count
+    assert interval([1.0] * count, percent) == (1, 1)
+    assert interval([1.0] * (count - 1), percent) is None
 
 
-def test_thirty_samples_are_enough() -> None:
-    assert instability([1.0] * 30) == []
+@pytest.mark.parametrize(("percent", "count"), [(50, 40), (90, 100), (99, 400)])
+def test_intervals_cover_as_often_as_they_say(percent: int, count: int) -> None:
+    rng = np.random.default_rng(5)
+    truth = -math.log(1 - percent / 100)  # of the exponential distribution
+    runs = 2000
+    covered = 0
+    for _ in range(runs):
+        found = interval(np.sort(rng.exponential(size=count)).tolist(), percent)
+        assert found is not None
+        covered += found[0] <= truth <= found[1]
+    # At least 95%, less three standard deviations of 2,000 runs: 0.5% each. Ranks are whole, so it
+    # is more than 95%, but never all.
+    assert 0.935 <= covered / runs <= 0.99
 
 
-@pytest.mark.parametrize("slow", [0, 1, 2])
-def test_a_slow_third_is_drift(slow: int) -> None:
-    values = [1.0] * 90
-    values[slow * 30 : slow * 30 + 30] = [1.2] * 30
-    (reason,) = instability(values)
-    assert "median of 1.2 s and the whole 1 s" in reason
+@pytest.mark.parametrize(("percent", "fewest"), [(90, 64), (99, 662)])
+def test_early_stopping_begins_where_mlperf_says(percent: int, fewest: int) -> None:
+    """64 and 662 are LoadGen's own: "need to process at least 64 queries for early stopping"."""
+    assert early_stopping([1.0] * (fewest - 1), percent) is None
+    assert early_stopping([float(v) for v in range(fewest)], percent) == fewest - 1
 
 
-def test_a_tenth_more_is_no_drift() -> None:
-    assert instability([1.0] * 60 + [1.09] * 30) == []
+@pytest.mark.parametrize(("percent", "count"), [(90, 64), (90, 476), (99, 662), (99, 1500)])
+def test_early_stopping_discards_as_many_as_loadgen_does(percent: int, count: int) -> None:
+    """LoadGen's own way: for each t the least h with odds(h, t) < 1 - c, by brute force; the
+    largest t with h + t <= n; the estimate is the t-th from the top. (It says that it "would
+    discard" t - 1.)"""
+    over = Fraction(100 - percent, 100)
+
+    def enough(t: int) -> bool:
+        n = count  # P(B <= t) falls with n, so h(t) + t <= n is the same as this
+        odds = sum(math.comb(n, k) * over**k * (1 - over) ** (n - k) for k in range(t + 1))
+        return odds < Fraction(1, 100)
+
+    t = 1
+    while enough(t + 1):
+        t += 1
+    values = [float(v) for v in range(count)]
+    assert early_stopping(values, percent) == values[count - t]
+    if count == 476:
+        assert t - 1 == 31  # what LoadGen 6.0 printed of a run of 476 queries
 
 
-def test_spread_is_told_with_its_figure() -> None:
-    # Every seventh query is slow: in each third alike, so it is no drift.
-    values = [1.5 if index % 7 == 0 else 1.0 for index in range(210)]
-    (reason,) = instability(values)
-    assert "1.50 times the median" in reason
+def test_early_stopping_is_rarely_below_the_percentile() -> None:
+    rng = np.random.default_rng(6)
+    truth, runs = -math.log(0.1), 3000
+    below = sum(
+        (early_stopping(np.sort(rng.exponential(size=200)).tolist(), 90) or math.inf) < truth
+        for _ in range(runs)
+    )
+    # Below 1%, with three standard deviations of 3,000 runs.
+    assert 0 < below / runs < 0.0155
 
 
-def test_both_reasons_are_given() -> None:
-    reasons = instability([1.0] * 60 + [2.0] * 30)
-    assert len(reasons) == 2
+def test_half_width_of_the_medians_interval() -> None:
+    values = [float(v) for v in range(1, 101)]
+    low, high = interval(values, 50)  # type: ignore[misc]
+    assert (low, high) == (40, 61)
+    assert statistics.half_width(values[::-1]) == 10.5 / 50
+    assert statistics.half_width([1.0] * 5) == math.inf

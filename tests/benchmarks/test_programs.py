@@ -1,0 +1,125 @@
+"""The programs for the project's own figures: arithmetic and order, not how fast anything is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vggdeploy import bundle
+from vggdeploy.benchmarks import agreement, overhead, startup
+from vggdeploy.errors import ConfigError, ResultError
+
+
+def test_overhead_takes_both_loops_in_turn(clock: Any, timed: Any) -> None:
+    order: list[str] = []
+
+    class Told(timed):  # type: ignore[misc]
+        def _infer(self, batch: Any) -> Any:
+            order.append("harness")
+            return super()._infer(batch)
+
+    def bare(count: int) -> None:
+        order.append("bare")
+        clock.now += 0.5 * count
+
+    with Told(clock, [0.75]) as runner:
+        batch = np.zeros((1, 3, 4, 4), np.float32)
+        ours, theirs = overhead.compare(runner, batch, bare, 3, clock)
+    assert (ours, theirs) == ([0.75] * 3, [0.5] * 3)
+    # The first turn warms up; who is first alternates.
+    block = ["harness"] * overhead.BLOCK
+    assert order == [*block, "bare", "bare", *block] * 2
+
+
+def test_overhead_is_the_median_of_neighbours() -> None:
+    found = overhead.summarize([1.1, 2.2, 3.0, 4.8], [1.0, 2.0, 3.0, 4.0], 38e-6)
+    assert found.share == pytest.approx(0.1)
+    assert found.share_ci95 is None
+    assert found.nothing_share == pytest.approx(0.001)
+
+
+def test_the_loop_over_nothing_is_a_loop() -> None:
+    assert 0 < overhead.of_nothing(50) < 1
+
+
+def test_a_runner_without_a_request_is_refused(clock: Any, timed: Any) -> None:
+    with pytest.raises(ConfigError, match="no request to run bare"):
+        overhead.bare_loop(timed(clock, [1.0]), None)  # type: ignore[arg-type]
+
+
+def test_ways_are_interleaved_and_take_turns_to_begin() -> None:
+    seen: list[str] = []
+
+    def way(name: str, value: float) -> Any:
+        def measured() -> float:
+            seen.append(name)
+            return value + len(seen) / 1000
+
+        return measured
+
+    found = agreement.interleaved({name: way(name, 1.0) for name in "abc"}, 3)
+    assert "".join(seen) == "abcbcacab"
+    assert [len(values) for values in found.values()] == [3, 3, 3]
+
+
+def test_how_far_medians_are_apart() -> None:
+    found = {"a": [1.0, 9.0, 1.0], "b": [1.02, 1.02, 0.1], "c": [1.01] * 3}
+    assert agreement.spread(found) == pytest.approx(0.02)
+
+
+def test_the_median_that_benchmark_app_prints() -> None:
+    printed = "[ INFO ] Latency:\n[ INFO ]    Median:        38.21 ms\n[ INFO ]    Average: 9 ms\n"
+    assert agreement.app_median(printed) == pytest.approx(0.03821)
+    with pytest.raises(ResultError, match="printed no median: got oh"):
+        agreement.app_median("what\noh")
+
+
+def test_all_three_measure_the_same_bundle(tiny_bundle: Path) -> None:
+    pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is not installed")
+    found = agreement.measure(tiny_bundle, 1, 0.1)
+    assert list(found["medians_s"]) == ["latency", "--mlperf SingleStream", "benchmark_app"]
+    assert all(0 < value < 1 for value in found["medians_s"].values())
+    assert found["properties"]["PERFORMANCE_HINT"] == "LATENCY"
+    assert found["spread"] == agreement.spread(found["rounds_s"])
+
+
+def test_overhead_is_measured_on_a_bundle(tiny_bundle: Path) -> None:
+    found = overhead.measure(tiny_bundle, 2)
+    assert len(found["blocks"]["harness"]) == len(found["blocks"]["bare"]) == 2
+    assert found["nothing"] > 0
+
+
+def test_a_start_is_timed_to_its_first_query(tiny_bundle: Path) -> None:
+    found = startup.measure(tiny_bundle, 1)
+    (one,) = found["starts"]
+    assert 0 < one["began"] <= one["ended"]
+    assert found["first_query_s"] == one["began"]
+    assert one["for_builds"] == ()
+
+
+def test_a_start_that_comes_to_no_query(tmp_path: Path) -> None:
+    with pytest.raises(
+        ResultError, match=r"did not come to its first query: got error: .*no bundle"
+    ):
+        startup.start(tmp_path)
+
+
+def test_what_builds_need_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = '{"began": 5.0, "ended": 6.0, "modules": ["json", "torch", "numpy"]}'
+    done = SimpleNamespace(stdout=said, stderr="")
+    monkeypatch.setattr(startup.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(startup.time, "clock_gettime", lambda _: 4.0)
+    assert startup.start(tmp_path) == startup.Start(1.0, 2.0, ("torch",))
+
+
+def test_the_command_of_benchmark_app(tiny_bundle: Path) -> None:
+    opened = bundle.open_bundle(tiny_bundle)
+    command = agreement.app_command(opened, Path("p.json"), 0.2, "[1,3,64,64]")
+    assert command[0] == sys.executable
+    assert command[command.index("-t") + 1] == "1"
+    assert Path(command[command.index("-m") + 1]).is_file()
