@@ -97,6 +97,17 @@ def test_two_convolutions_may_read_what_is_rescaled(tmp_path: Path) -> None:
     assert sorted(reader.found.name for reader in found.readers) == ["c1", "c2"]
 
 
+def test_products_are_told_from_convolutions(tmp_path: Path) -> None:
+    def products(chain: Chain) -> dict[str, bool]:
+        found = links(placed(chain.save(tmp_path / "float.onnx")))
+        return {name: link.products for name, link in found.items() if link.maker}
+
+    assert products(chains.long()) == {"r0": False, "r1": True}
+    assert products(chains.channels_last(rows=True)) == {"r0": True}
+    # One convolution among the readers, and its loss counts.
+    assert products(chains.product_and_convolution()) == {"r0": False}
+
+
 def test_a_pool_across_channels_is_not_followed(tmp_path: Path) -> None:
     """Behind a transposition, a pool's windows lie over channels."""
     chain = Chain().conv("c0", 6, 3).relu("r0").node("Transpose", "t", perm=[0, 2, 3, 1])

@@ -260,6 +260,24 @@ def test_rescaled_thresholds_are_the_methods_of_what_is_rescaled(
     assert table.plain().scale("r0", UINT8) == entry.thresholds["uint8"] / 255
 
 
+def test_what_products_read_goes_further(
+    linked: tuple[Statistics, dict[str, Link]], tmp_path: Path
+) -> None:
+    statistics, _ = linked
+    path = chains.flattened(rows=True).save(tmp_path / "flat.onnx")
+    link = links(place(graphs.read(path)))["r0"]
+    entry = calibrate(statistics, {"r0": True}, "auto", {}, {"r0": link}).tensors["r0"]
+    near, far = (
+        rescale.factors(statistics.tensors["r0"], link.gains(), 255, exponents)
+        for exponents in (rescale.EXPONENTS, rescale.PRODUCTS)
+    )
+    assert near is not None
+    assert far is not None
+    assert entry.rescaled is not None
+    np.testing.assert_array_equal(entry.rescaled.factors, far)
+    assert not np.array_equal(near, far)
+
+
 def test_a_rescaled_table_round_trips(
     linked: tuple[Statistics, dict[str, Link]], tmp_path: Path
 ) -> None:

@@ -316,11 +316,12 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FLOORS = {
-    "ov-fp32": 100, "ov-fp16": 60, "ov-int8": 45, "ov-int8-w4": 45,
+    "ov-fp32": 100, "ov-fp16": 35, "ov-int8": 45, "ov-int8-w4": 45,
     "trt-fp32": 100, "trt-fp16": 50, "trt-int8": 30,
 }  # fmt: skip
 """Least SQNR between both forms: the engines' arithmetic, 10 dB and more above what quantizing this
-network's random weights costs; a value of TensorRT's image in 20 falls on another step of 8 bits."""
+network's random weights costs; a value of TensorRT's image in 20 falls on another step of 8 bits.
+A CPU may compute ov-fp16 in float16, where each layer's sums are rounded."""
 
 
 @pytest.mark.parametrize("target", FLOORS)
