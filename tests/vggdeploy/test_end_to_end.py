@@ -75,7 +75,9 @@ def test_decisions_are_the_references(outcome: dict[str, Any]) -> None:
 def test_budget_is_the_papers(outcome: dict[str, Any]) -> None:
     judged = outcome["bench"]["budget"]
     assert judged["macs"] == 15_470_264_320
-    assert judged["bound"] == "compute"
+    floors = {kind: judged[f"{kind}_floor_s"] for kind in ("compute", "memory")}
+    # A CPU with VNNI or AMX may multiply as fast as it reads the 138 MB of weights.
+    assert judged["bound"] == max(floors, key=lambda kind: floors[kind])
     # A CPU that does a tenth of what its own convolutions do runs something else than 8 bits.
     assert 0.1 < judged["utilisation"] < 2
 
