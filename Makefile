@@ -17,7 +17,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.demo
 	@mkdir -p results
 	$(BIN)/vggdeploy run --target ov-int8 --weights demo --out bundles/demo --force \
-		--min-agreement 0.995 --max-drop 0.005 --json results/demo.json
+		--min-agreement 0.99 --max-drop 0.01 --json results/demo.json
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

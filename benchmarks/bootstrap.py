@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Statistic = Literal["median", "mean"]
+    Statistic = Literal["median", "mean", "p99"]
 
 RESAMPLES = 2000
 """The ends of a 95% interval are then between the 40th and the 60th value from either side."""
@@ -36,6 +36,9 @@ LEVEL = 0.95
 FEWEST = 6
 """Of fewer samples not even the interval from the least to the largest holds the median with 95%
 probability: 1 - 2 * 0.5**n."""
+
+FEWEST_P99 = 368
+"""Of fewer samples the largest is below the 99th percentile too often: 0.99**n > 0.025."""
 
 _CHUNK = 1 << 22
 """Values that are drawn at once: 32 MB of indices."""
@@ -76,9 +79,9 @@ def ratio(
     if paired and len(a) != len(b):
         raise ValueError(f"pairs of {len(a)} and {len(b)} samples")
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    of = np.median if statistic == "median" else np.mean
+    of = _OF[statistic]
     value = float(of(first) / of(second))
-    if min(len(first), len(second)) < FEWEST:
+    if min(len(first), len(second)) < (FEWEST_P99 if statistic == "p99" else FEWEST):
         return Ratio(value, None)
     rng = np.random.default_rng(seed)
     lengths = [block_length(_influence(series, statistic)) for series in (first, second)]
@@ -93,10 +96,18 @@ def ratio(
     return Ratio(value, (float(low), float(high)))
 
 
+def _p99(series: NDArray[np.float64], axis: int | None = None) -> Any:
+    """The nearest rank, as in `statistics.percentile`."""
+    return np.quantile(series, 0.99, axis=axis, method="inverted_cdf")
+
+
+_OF: dict[Statistic, Any] = {"median": np.median, "mean": np.mean, "p99": _p99}
+
+
 def _influence(series: NDArray[np.float64], statistic: Statistic) -> NDArray[np.float64]:
-    """What a sample does to the statistic, but for a constant: a median sees no more of it than
-    the side that it is on."""
-    return (series > np.median(series)).astype(np.float64) if statistic == "median" else series
+    """What a sample does to the statistic, but for a constant: a percentile sees no more of it
+    than the side that it is on."""
+    return series if statistic == "mean" else (series > _OF[statistic](series)).astype(np.float64)
 
 
 def _chunks(resamples: int, width: int) -> Iterator[int]:

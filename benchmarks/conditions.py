@@ -48,6 +48,7 @@ class Conditions:
         self._load = limits.load(root)
         self._before = machine.temperatures(root)
         self._after: dict[str, float] = {}
+        self._resident: int | None = None
         self._meter = Meter(device, facts, root=root, clock=clock)
         self._meter.idle(sleep=sleep)
         self.throttled: list[str] = []
@@ -63,6 +64,7 @@ class Conditions:
             # Also of a measurement that was interrupted: its samples are kept.
             after = machine.state(self._root)
             self._after = dict(after.temperature_c)
+            self._resident = machine.resident(self._root)
             self.throttled += machine.throttling(before, after)
 
     def to_json(
@@ -77,12 +79,14 @@ class Conditions:
 
         Returns:
             ``energy`` (None where it is not told, ``energy_note`` says why then), ``temperature_c``
-            ``before`` anything ran and ``after`` the samples, and ``system`` with the load average
-            from before.
+            ``before`` anything ran and ``after`` the samples, ``resident_bytes`` (the most memory
+            that this process held until the samples were taken; None where it is not told), and
+            ``system`` with the load average from before.
         """
         return {
             "energy": self._meter.result(images, begin, end),
             "energy_note": self._meter.note,
             "temperature_c": {"before": self._before, "after": self._after},
+            "resident_bytes": self._resident,
             "system": {**machine.system(self._root), "load_average": self._load},
         }

@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from vggdeploy import bundle, calib, export, graphs, inputs, sources
+from vggdeploy import bundle, calib, export, graphs, inputs, observers
 from vggdeploy import reference as references
 from vggdeploy.cache import Cache, Entry
 from vggdeploy.calib import trt_cache
@@ -115,7 +115,7 @@ class Calibration(Job):
     @functools.cached_property
     def observer(self) -> GraphTarget:
         """What runs the float graph in calibration."""
-        return sources.calibration_target(self.options.calib_precision)
+        return observers.choose(self.options.calib_precision, self.store)
 
     @functools.cached_property
     def provenance(self) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from vggdeploy import bench_table, config, console, errors, flags, layers_table,
 from vggdeploy.terminal import Terminal
 
 if TYPE_CHECKING:
-    from vggdeploy.gates import Policy
     from vggdeploy.inputs import BuildOptions
+    from vggdeploy.policy import Policies
 
 app = typer.Typer(
     add_completion=False,
@@ -40,12 +40,22 @@ def _options(context: typer.Context) -> BuildOptions:
     return BuildOptions(**{name: context.params[name] for name in names if name in context.params})
 
 
-def _bounds(context: typer.Context) -> Policy:
-    """The flags of a command that are bounds of a gate."""
-    from vggdeploy import gates
+def _policies(context: typer.Context) -> Policies:
+    """The bounds of a gate, by flags and settings."""
+    from vggdeploy import policy
 
-    names = [field.name for field in dataclasses.fields(gates.Policy)]
-    return gates.policy({name: context.params[name] for name in names})
+    given = {name: context.params[name] for name in policy.BOUNDS}
+    flagged = policy.ratios(context.params[policy.MAX_RATIO] or ())
+    in_settings, targets = context.obj or ({}, {})
+    given[policy.MAX_RATIO] = {**in_settings, **flagged}
+    first = {
+        name
+        for name in policy.BOUNDS
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    }
+    found = policy.Policies(given, first | ({policy.MAX_RATIO} if flagged else set()), targets)
+    found.of("")  # what is wrong is said before any work
+    return found
 
 
 @app.callback(invoke_without_command=True)
@@ -61,6 +71,10 @@ def root(
         raise typer.Exit
     settings, where = config.load(Path.cwd())
     if settings:
+        from vggdeploy import policy, targets
+
+        settings, ratios, by_target = policy.split(settings, targets.REGISTRY, where)
+        context.obj = ratios, by_target
         commands = context.command.commands  # type: ignore[attr-defined]  # a group has them
         takes = {name: [p.name for p in command.params] for name, command in commands.items()}
         context.default_map = config.defaults(settings, takes, where)
@@ -375,6 +389,10 @@ def gate(
     min_throughput: flags.MinThroughput = None,
     min_utilisation: flags.MinUtilisation = None,
     max_engine_bytes: flags.MaxEngineBytes = None,
+    max_resident_bytes: flags.MaxResidentBytes = None,
+    max_energy: flags.MaxEnergy = None,
+    max_ratio: flags.MaxRatio = None,
+    baseline: flags.Baseline = None,
     force: flags.Force = False,
     json: flags.Json = None,
 ) -> None:
@@ -382,10 +400,10 @@ def gate(
     from vggdeploy import pipeline
 
     results.refuse_overwrite(json, force)
-    bounds = _bounds(context)
     verdicts = pipeline.gate(
         paths,
-        bounds,
+        _policies(context),
+        baseline=baseline,
         data=data,
         reference=reference,
         device=device,
@@ -396,6 +414,29 @@ def gate(
     console.show_gate(terminal, verdicts)
     results.write(verdicts.to_json(), json)
     raise typer.Exit(errors.EXIT_OK if verdicts.verdict == "pass" else errors.EXIT_GATE)
+
+
+@app.command()
+def baseline(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="RESULT...", help="Results of one bundle.")
+    ],
+    out: Annotated[Path, typer.Option(help="The baseline, to be committed.")],
+    reason: Annotated[str, typer.Option(help="Why others are held against these.")] = "",
+    force: flags.Force = False,
+    json: flags.Json = None,
+) -> None:
+    """Make results the baseline that later ones of their target are held against."""
+    from vggdeploy import baseline as module
+
+    results.refuse_overwrite(json, force, out)
+    result = module.update(out, paths, reason)
+    before = result["replaced"]
+    terminal.line(
+        f"{out}: {result['target']} is now {result['digest'][:16]}..., "
+        + (f"before {before[:16]}..." if before else "which had none")
+    )
+    results.write(result, json)
 
 
 @app.command()
@@ -470,6 +511,10 @@ def run(
     min_throughput: flags.MinThroughput = None,
     min_utilisation: flags.MinUtilisation = None,
     max_engine_bytes: flags.MaxEngineBytes = None,
+    max_resident_bytes: flags.MaxResidentBytes = None,
+    max_energy: flags.MaxEnergy = None,
+    max_ratio: flags.MaxRatio = None,
+    baseline: flags.Baseline = None,
     report: flags.Report = None,
     force: flags.Force = False,
     json: flags.Json = None,
@@ -480,11 +525,12 @@ def run(
 
     results.refuse_overwrite(json, force, out)
     module.check(report, force, "--report")
-    bounds = _bounds(context)
+    policies = _policies(context)
     result, verdicts = pipeline.run(
         # The bound is the gate's: a gate does not change what it judges.
         dataclasses.replace(_options(context), max_drop=None),
-        bounds,
+        policies,
+        baseline=baseline,
         data=data,
         device=device,
         native=native,

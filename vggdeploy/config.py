@@ -1,7 +1,8 @@
 """Settings from ``vggdeploy.toml``, else from ``[tool.vggdeploy]`` in pyproject.toml.
 
 Keys are the flags' names with underscores (``calib_images = 256``); a table named after a command
-holds settings for it alone, and ``[gate]`` holds the bounds of ``gate`` and ``run``.
+holds settings for it alone, and ``[gate]`` holds the bounds of ``gate`` and ``run``, with tables of
+its own that `policy.split` takes out first.
 """
 
 from __future__ import annotations
@@ -70,25 +71,30 @@ def defaults(
     anywhere = frozenset().union(*takes.values())
     tables = {key: value for key, value in settings.items() if isinstance(value, dict)}
     for key, table in tables.items():
-        _known(key, takes, where, "table")
+        require_known(key, takes, where, "table")
         for inner, setting in table.items():
-            _known(inner, takes[key], where, f"key in [{key}]")
+            require_known(inner, takes[key], where, f"key in [{key}]")
             found[key][inner] = setting
     # A run ends in a gate: it has the same bounds, unless its own table says otherwise.
     for inner, setting in tables.get("gate", {}).items():
-        if inner.startswith(("min_", "max_")) and inner in takes.get("run", ()):
+        if inner.startswith(("min_", "max_", "baseline")) and inner in takes.get("run", ()):
             found["run"].setdefault(inner, setting)
     for key, value in settings.items():
         if key in tables:
             continue
-        _known(key, anywhere, where, "key")
+        require_known(key, anywhere, where, "key")
         for command, names in takes.items():
             if key in names:
                 found[command].setdefault(key, value)
     return found
 
 
-def _known(key: str, names: Iterable[str], where: str, what: str) -> None:
+def require_known(key: str, names: Iterable[str], where: str, what: str = "key") -> None:
+    """Make sure that a key is one of `names`.
+
+    Raises:
+        ConfigError: with the nearest of them.
+    """
     known = sorted(names)
     if key in known:
         return

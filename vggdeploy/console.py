@@ -306,12 +306,13 @@ def show_verify(terminal: Terminal, result: Mapping[str, Any]) -> None:
 def show_gate(terminal: Terminal, verdicts: Verdicts) -> None:
     """Every criterion, then the verdict."""
     terminal.table(
-        ("criterion", "bound", "value", "verdict"),
+        ("criterion", "bound", "value", "95%", "verdict"),
         [
             (
                 criterion.name,
-                f"{criterion.bound:.6g}",
+                f"{criterion.bound:.6g} {criterion.unit}".strip(),
                 "none" if criterion.value is None else f"{criterion.value:.6g}",
+                "{:.5g} to {:.5g}".format(*criterion.interval) if criterion.interval else "",
                 Text(
                     criterion.verdict
                     + (" (emulated)" if criterion.execution == "emulated" else ""),

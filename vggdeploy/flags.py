@@ -178,6 +178,20 @@ MaxP99 = Annotated[
 MinThroughput = Annotated[float | None, typer.Option(help="Least throughput, in images a second.")]
 MinUtilisation = Annotated[float | None, typer.Option(help="Least share of the measured peak.")]
 MaxEngineBytes = Annotated[float | None, typer.Option(help="Largest engine, in bytes.")]
+MaxResidentBytes = Annotated[
+    float | None, typer.Option(help="Most memory that measuring holds, in bytes.")
+]
+MaxEnergy = Annotated[float | None, typer.Option(help="Most energy an image, in joules.")]
+MaxRatio = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="METRIC=RATIO",
+        help="How many times worse than the baseline a figure may be, such as p99=1.05.",
+    ),
+]
+Baseline = Annotated[
+    Path | None, typer.Option(help="What 'vggdeploy baseline' wrote, for --max-ratio.")
+]
 Report = Annotated[
     Path | None, typer.Option(help="Write a report too: an .html page, or Markdown (.md).")
 ]

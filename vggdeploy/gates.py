@@ -1,58 +1,33 @@
 """Gates: measured figures against bounds; the verdict that a CI job ends with.
 
-A bound that was asked for and has no figure to be held against makes the gate inconclusive: a
-missing measurement never passes.
+A figure comes from a sample, so a bound is met when the whole 95% interval meets it, missed when
+all of it misses, and else the gate is inconclusive and says how much more would decide. So it is of
+a bound that has no figure to be held against: a missing measurement never passes.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from vggdeploy.errors import ConfigError, ResultError
+from vggdeploy import evidence
+from vggdeploy.benchmarks import comparison
+from vggdeploy.errors import ResultError
 from vggdeploy.machine import require_same
+from vggdeploy.policy import METRICS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from vggdeploy.evidence import Evidence, Interval
+    from vggdeploy.policy import Metric, Policy
 
     Result = Mapping[str, Any]
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 
-
-@dataclass(frozen=True)
-class Policy:
-    """The bounds; None is no bound.
-
-    Attributes:
-        min_agreement: share of images with the reference's best class, 0 to 1.
-        max_drop: reference top-1 minus top-1, as a share: 0.005 is half a point.
-        min_top1: share of labelled images that are right.
-        min_cosine: smallest cosine similarity of any image's scores.
-        min_sqnr: mean signal to quantization noise of the scores, in decibels.
-        max_p50: median latency, in seconds.
-        max_p99: 99th percentile of latency, in seconds.
-        min_throughput: images a second.
-        min_utilisation: achieved MAC rate over the measured peak.
-        max_engine_bytes: size of the engine's files.
-    """
-
-    min_agreement: float | None = None
-    max_drop: float | None = None
-    min_top1: float | None = None
-    min_cosine: float | None = None
-    min_sqnr: float | None = None
-    max_p50: float | None = None
-    max_p99: float | None = None
-    min_throughput: float | None = None
-    min_utilisation: float | None = None
-    max_engine_bytes: float | None = None
-
-
-DEFAULT = Policy(min_agreement=0.99)
-"""Held when no bound is given at all: an INT8 VGG that decides one image in a hundred otherwise
-than its reference deserves a look."""
+_RANKED: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
 
 
 @dataclass(frozen=True)
@@ -60,7 +35,13 @@ class Criterion:
     """One bound and what became of it.
 
     Attributes:
-        note: why it could not be told.
+        name: the bound's key in a policy, or ``max_ratio.`` and a metric.
+        value: the figure, or how many times worse than the baseline's it is; None without one.
+        interval: 95% interval of the value; None where it is exact or missing.
+        unit: of bound and value; empty for shares and ratios.
+        note: why it could not be told, and what would tell it.
+        needed: how many images or queries would decide, by unit; empty where none would, or
+            nothing is to be decided.
         execution: ``native`` or ``emulated``, for what a verification found; empty for the rest.
     """
 
@@ -68,7 +49,10 @@ class Criterion:
     bound: float
     value: float | None
     verdict: Verdict
+    interval: Interval | None = None
+    unit: str = ""
     note: str = ""
+    needed: Mapping[str, int] | None = None
     execution: str = ""
 
 
@@ -78,6 +62,7 @@ class Verdicts:
 
     Attributes:
         digest: of the bundle.
+        target: of the bundle, and so of the policy.
         judged: ``data`` or ``probes``; None where nothing was verified.
         images: how many were judged.
         cautions: what the machines of the results do not have in common, where that was allowed.
@@ -90,6 +75,7 @@ class Verdicts:
     execution: str | None
     unstable: tuple[str, ...]
     digest: str
+    target: str
     judged: str | None
     images: int
     cautions: tuple[str, ...] = ()
@@ -99,90 +85,75 @@ class Verdicts:
         return {"kind": "gate", **asdict(self)}
 
 
-_FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "min_agreement": ("verify", ("parity", "top1_agreement")),
-    "max_drop": ("verify", ("accuracy", "drop")),
-    "min_top1": ("verify", ("accuracy", "top1")),
-    "min_cosine": ("verify", ("parity", "cosine_min")),
-    "min_sqnr": ("verify", ("parity", "sqnr_db")),
-    "max_p50": ("bench", ("latency_s", "p50")),
-    "max_p99": ("bench", ("latency_s", "p99")),
-    "min_throughput": ("bench", ("throughput_ips",)),
-    "min_utilisation": ("bench", ("budget", "utilisation")),
-    "max_engine_bytes": ("any", ("engine_bytes",)),
-}
-"""For each bound, the kind of result that has its figure, and where."""
-
-_HUGE = 1e30
-_RANGES = {
-    "min_agreement": (0.0, 1.0),
-    "max_drop": (-1.0, 1.0),
-    "min_top1": (0.0, 1.0),
-    "min_cosine": (-1.0, 1.0),
-    "min_sqnr": (-_HUGE, _HUGE),
-}
-"""What a figure can be; 0 to a huge number where nothing is said."""
-
-_P99_SAMPLES = 368
-"""With fewer, the 99th percentile has no 95% interval: 0.99 ** 368 is the first power below 0.025."""
-
-_SPEED = ("max_p50", "max_p99", "min_throughput", "min_utilisation")
-
-
-def policy(bounds: Mapping[str, Any]) -> Policy:
-    """A policy from bounds by name; `DEFAULT` when there is none.
-
-    Raises:
-        ConfigError: for a bound that is no number or cannot be met.
-    """
-    given = {name: value for name, value in bounds.items() if value is not None}
-    if not given:
-        return DEFAULT
-    for name, value in given.items():
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            raise ConfigError(
-                f"bound {name} is wrong",
-                got=repr(value),
-                expected="a finite number",
-                fix="mend the flag or the setting",
-            )
-        share = name in ("min_agreement", "min_top1", "min_cosine")
-        if (share and not 0 <= value <= 1) or (name == "max_drop" and not -1 <= value <= 1):
-            raise ConfigError(
-                f"bound {name} is wrong",
-                got=value,
-                expected="a share, 0 to 1",
-                fix="divide percent by 100",
-            )
-        if name.startswith("max_") and name != "max_drop" and value <= 0:
-            raise ConfigError(
-                f"bound {name} is wrong",
-                got=value,
-                expected="above 0",
-                fix="mend the flag or the setting",
-            )
-    return Policy(**given)
-
-
-def judge(results: Sequence[Result], bounds: Policy, *, across_machines: bool = False) -> Verdicts:
-    """Hold results of one bundle, verified and measured on one machine, against `bounds`.
+def judge(
+    results: Sequence[Result],
+    policy: Policy,
+    *,
+    baseline: Sequence[Result] | None = None,
+    across_machines: bool = False,
+) -> Verdicts:
+    """Hold results of one bundle, verified and measured on one machine, against a policy.
 
     Where a bundle was built does not count, nor where it was emulated: that is not of a machine.
 
     Args:
         results: of build, verify, bench or run.
-        bounds: what they are held against.
-        across_machines: allows a verification on another machine than the measurement's.
+        policy: what they are held against.
+        baseline: results of the same target that ratios are taken to.
+        across_machines: allows a verification, or a baseline, on another machine than the
+            measurement's.
 
     Raises:
         ResultError: when the results are of different bundles or machines, of a kind that has no
             figures, or incomplete.
     """
-    by_kind: dict[str, Result] = {}
+    now = by_kind(results)
+    then = by_kind(baseline) if baseline is not None else None
+    digests = {kind: _look(result, "digest", str) for kind, result in now.items()}
+    if len(set(digests.values())) > 1:
+        raise ResultError(
+            "the results are of different bundles",
+            got=", ".join(f"{kind} of {digest[:16]}..." for kind, digest in digests.items()),
+            expected="one digest",
+            fix="verify and bench the same bundle",
+        )
+    bench, verify = now.get("bench"), now.get("verify")
+    unstable = tuple(map(str, _look(bench, "unstable_because", list))) if bench else ()
+    cautions: tuple[str, ...] = ()
+    if bench and verify and _look(verify, "execution", str) == "native":
+        # What decides speed alone may have been set between the two.
+        cautions = require_same(verify, bench, across_machines=across_machines, speed=False)
+    if bench and then and "bench" in then and _of_bench(policy):
+        comparison.require_comparable(then["bench"], bench)
+        cautions += require_same(then["bench"], bench, across_machines=across_machines)
+    criteria = []
+    for metric in METRICS.values():
+        bound = policy.bound(metric)
+        if bound is not None:
+            criteria.append(_absolute(metric, bound, now))
+        if metric.name in policy.max_ratio:
+            criteria.append(_relative(metric, policy.max_ratio[metric.name], now, then))
+    worst: Verdict = min((c.verdict for c in criteria), key=_RANKED.index, default="inconclusive")
+    return Verdicts(
+        worst,
+        tuple(criteria),
+        execution=_look(verify, "execution", str) if verify else None,
+        unstable=unstable,
+        digest=next(iter(digests.values()), ""),
+        target=target_of(results),
+        judged=_look(verify, "judged", str) if verify else None,
+        images=int(_look(_look(verify, "parity", dict), "n", int)) if verify else 0,
+        cautions=cautions,
+    )
+
+
+def by_kind(results: Sequence[Result]) -> dict[str, Result]:
+    """Results of build, verify and bench by their kind, a run's parts in place of the run.
+
+    Raises:
+        ResultError: for another kind, or two of one.
+    """
+    found: dict[str, Result] = {}
     for result in _parts(results):
         kind = str(_look(result, "kind"))
         if kind not in ("build", "verify", "bench"):
@@ -191,42 +162,24 @@ def judge(results: Sequence[Result], bounds: Policy, *, across_machines: bool = 
                 expected="results of build, verify, bench or run",
                 fix="give another file",
             )
-        if kind in by_kind:
+        if kind in found:
             raise ResultError(
                 f"there are two results of kind {kind!r}", expected="one of each", fix="give one"
             )
-        by_kind[kind] = result
-    digests = {kind: _look(result, "digest", str) for kind, result in by_kind.items()}
-    if len(set(digests.values())) > 1:
-        raise ResultError(
-            "the results are of different bundles",
-            got=", ".join(f"{kind} of {digest[:16]}..." for kind, digest in digests.items()),
-            expected="one digest",
-            fix="verify and bench the same bundle",
-        )
-    bench, verify = by_kind.get("bench"), by_kind.get("verify")
-    unstable = tuple(map(str, _look(bench, "unstable_because", list))) if bench else ()
-    cautions: tuple[str, ...] = ()
-    if bench and verify and _look(verify, "execution", str) == "native":
-        # What decides speed alone may have been set between the two.
-        cautions = require_same(verify, bench, across_machines=across_machines, speed=False)
-    criteria = tuple(
-        _executed(_criterion(field.name, float(bound), by_kind, bool(unstable)), verify)
-        for field in fields(bounds)
-        if (bound := getattr(bounds, field.name)) is not None
-    )
-    ranked: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
-    worst: Verdict = min((c.verdict for c in criteria), key=ranked.index, default="inconclusive")
-    return Verdicts(
-        worst,
-        criteria,
-        execution=_look(verify, "execution", str) if verify else None,
-        unstable=unstable,
-        digest=next(iter(digests.values()), ""),
-        judged=_look(verify, "judged", str) if verify else None,
-        images=int(_look(_look(verify, "parity", dict), "n", int)) if verify else 0,
-        cautions=cautions,
-    )
+        found[kind] = result
+    return found
+
+
+def target_of(results: Sequence[Result]) -> str:
+    """The target that results are of; empty where they do not say."""
+    for result in _parts(results):
+        if isinstance(result, dict) and isinstance(result.get("target"), str):
+            return str(result["target"])
+    return ""
+
+
+def _of_bench(policy: Policy) -> bool:
+    return any(METRICS[name].kind == "bench" for name in policy.max_ratio)
 
 
 def _parts(results: Sequence[Result]) -> list[Result]:
@@ -242,49 +195,161 @@ def _parts(results: Sequence[Result]) -> list[Result]:
     return found
 
 
-def _executed(criterion: Criterion, verify: Result | None) -> Criterion:
-    """A criterion that says how what it judges was executed."""
-    if verify is None or _FIGURES[criterion.name][0] != "verify":
-        return criterion
-    return replace(criterion, execution=str(_look(verify, "execution", str)))
+def _absolute(metric: Metric, bound: float, now: Mapping[str, Result]) -> Criterion:
+    """A figure against a bound of its own."""
+    result, value, why = _figure(metric, now)
+    made = _Made(metric, metric.bound, bound, metric.unit, result)
+    if result is None or value is None:
+        return made.unknown(why)
+    return made.judged(_evidence(metric, result, value), met=lambda x: metric.meets(x, bound))
 
 
-def _criterion(name: str, bound: float, by_kind: Mapping[str, Result], unstable: bool) -> Criterion:
-    kind, path = _FIGURES[name]
-    holder = next(iter(by_kind.values()), None) if kind == "any" else by_kind.get(kind)
-    value: Any = holder
-    if kind == "bench" and holder is not None and _look(holder, "partial", bool):
-        return Criterion(name, bound, None, "inconclusive", "the measurement was interrupted")
-    for key in path:
+def _relative(
+    metric: Metric, bound: float, now: Mapping[str, Result], then: Mapping[str, Result] | None
+) -> Criterion:
+    """A figure against the baseline's."""
+    result, value, why = _figure(metric, now)
+    made = _Made(metric, f"max_ratio.{metric.name}", bound, "", result)
+    if then is None:
+        return made.unknown("there is no baseline of this target: give one with --baseline")
+    if result is None or value is None:
+        return made.unknown(why)
+    other, before, why = _figure(metric, then)
+    if other is None or before is None:
+        return made.unknown(f"the baseline has no such figure: {why}")
+    ratio = evidence.beside(
+        metric,
+        _evidence(metric, result, value),
+        _evidence(metric, other, before),
+        (result, other),
+    )
+    if not math.isfinite(ratio.value):
+        return made.unknown("the figure, or the baseline's, is zero: there is no ratio")
+    return made.judged(ratio, met=lambda x: x <= bound)
+
+
+def _evidence(metric: Metric, result: Result, value: float) -> Evidence:
+    try:
+        return evidence.of(metric, result, value)
+    except (KeyError, TypeError, ValueError, ArithmeticError, IndexError) as error:
+        raise ResultError(
+            f"a result does not say how sure its {metric.name} is",
+            got=f"{type(error).__name__}: {error}",
+            expected="JSON that a command's --json wrote",
+            fix="run the command again with this version",
+        ) from error
+
+
+def _figure(
+    metric: Metric, results: Mapping[str, Result]
+) -> tuple[Result | None, float | None, str]:
+    """The result that has a figure, the figure, and why there is none.
+
+    Raises:
+        ResultError: for a figure that cannot be.
+    """
+    if metric.kind == "any":
+        result = next(iter(results.values()), None)
+    else:
+        result = results.get(metric.kind)
+    if result is None:
+        return None, None, f"no {metric.kind} result was given"
+    if metric.kind == "bench" and _look(result, "partial", bool):
+        return result, None, "the measurement was interrupted"
+    value: Any = result
+    for key in metric.path:
         # A verification without labels has no accuracy; what is below it is not missing.
         value = None if value is None else _look(value, key)
     if value is None:
-        missing = f"no {kind} result was given" if holder is None else "the images have no labels"
-        return Criterion(name, bound, None, "inconclusive", missing)
-    low, high = _RANGES.get(name, (0.0, _HUGE))
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        return result, None, _ABSENT.get(metric.name, "it was not measured")
+    valid = isinstance(value, int | float) and not isinstance(value, bool)
+    if not valid or not metric.low <= value <= metric.high:
         raise ResultError(
-            f"the figure {'.'.join(path)} of a result is wrong",
+            f"the figure {'.'.join(metric.path)} of a result is wrong",
             got=repr(value)[:40],
-            expected=f"a number of {low:g} to {high:g}",
+            expected=f"a number of {metric.low:g} to {metric.high:g}",
             fix="run the command again",
         )
-    if name == "max_engine_bytes" and not value:
-        none = "there is no engine yet: the bundle is portable"
-        return Criterion(name, bound, None, "inconclusive", none)
-    if kind == "verify" and (note := _look(holder, "note", str)):
-        # What was asked to be judged was not.
-        return Criterion(name, bound, value, "inconclusive", str(note))
-    samples = len(_look(holder, "samples_s", list)) if name == "max_p99" else _P99_SAMPLES
-    met = value >= bound if name.startswith("min_") else value <= bound
-    if met and unstable and name in _SPEED:
-        return Criterion(name, bound, value, "inconclusive", "the measurement was unstable")
-    if met and samples < _P99_SAMPLES:
-        few = (
-            f"{samples} samples do not show a 99th percentile: bench with --queries {_P99_SAMPLES}"
-        )
-        return Criterion(name, bound, value, "inconclusive", few)
-    return Criterion(name, bound, value, "pass" if met else "fail")
+    if metric.name == "engine_bytes" and not value:
+        return result, None, "there is no engine yet: the bundle is portable"
+    return result, value, ""
+
+
+_ABSENT = {
+    "drop": "the images have no labels",
+    "top1": "the images have no labels",
+    "energy": "this machine does not tell what it draws",
+}
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A criterion as far as it is known before the figure is judged."""
+
+    metric: Metric
+    name: str
+    bound: float
+    unit: str
+    result: Result | None
+
+    @property
+    def execution(self) -> str:
+        if self.metric.kind != "verify" or self.result is None:
+            return ""
+        return str(_look(self.result, "execution", str))
+
+    def unknown(self, note: str) -> Criterion:
+        """Without a figure."""
+        return Criterion(
+            self.name, self.bound, None, "inconclusive", unit=self.unit, note=note,
+            execution=self.execution,
+        )  # fmt: skip
+
+    def judged(self, found: Evidence, met: Callable[[float], bool]) -> Criterion:
+        """With what was found."""
+        verdict, note, needed = self._verdict(found, met)
+        return Criterion(
+            self.name, self.bound, found.value, verdict, found.interval, self.unit, note, needed,
+            self.execution,
+        )  # fmt: skip
+
+    def _verdict(
+        self, found: Evidence, met: Callable[[float], bool]
+    ) -> tuple[Verdict, str, dict[str, int] | None]:
+        assert self.result is not None
+        if self.metric.kind == "verify" and (note := _look(self.result, "note", str)):
+            # What was asked to be judged was not.
+            return "inconclusive", str(note), None
+        ends = found.interval or (found.value, found.value)
+        kept = [met(end) for end in ends]
+        if not any(kept) and not (found.lacking and met(found.value)):
+            return "fail", "", None
+        if found.lacking:
+            return ("inconclusive", found.lacking, None) if met(found.value) else ("fail", "", None)
+        if self.metric.name in _SPEED and _look(self.result, "unstable_because", list):
+            return "inconclusive", "the measurement was unstable", None
+        if all(kept):
+            return "pass", "", None
+        count = found.needed(lambda tried: met(tried[0]) == met(tried[1]))
+        low, high = ends
+        undecided = f"{found.amount:,.0f} {found.unit} leave {low:.6g} to {high:.6g}"
+        if count is None:
+            return "inconclusive", f"{undecided}: it is too near to its bound to be told", None
+        said = f"{undecided}: about {count:,} like these would decide{self._how(count)}"
+        return "inconclusive", said, {found.unit: count}
+
+    def _how(self, count: int) -> str:
+        """The time that many queries take, or where images come from."""
+        assert self.result is not None
+        if self.metric.kind == "verify":
+            return "; give more with --data"
+        samples = len(_look(self.result, "samples_s", list))
+        seconds = count / samples * float(_look(self.result, "measured_seconds", float))
+        return f" ({seconds:.3g} s): bench with --queries {count}"
+
+
+_SPEED = ("p50", "p99", "throughput", "utilisation", "energy")
+"""What an unstable measurement does not show."""
 
 
 def _look(result: Any, key: str, kind: type = object) -> Any:

@@ -45,7 +45,7 @@ class BuildOptions:
         calib_images: how many to draw; when None, `CALIBRATION_IMAGES`, or fewer of a small
             folder, so that some are left for probes.
         method: a key of `calib.METHODS`.
-        calib_precision: ``fp32``, ``bf16`` or ``auto``, see `sources.calibration_target`.
+        calib_precision: ``fp32``, ``bf16`` or ``auto``, see `observers.choose`.
         rescale: whether channels are rescaled between layers where it pays.
         weight_rounding: ``gptq`` or ``nearest``.
         damping: of second-order rounding, see `calib.second_order`.

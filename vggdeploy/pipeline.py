@@ -25,17 +25,19 @@ from vggdeploy import (
     sources,
     verification,
 )
+from vggdeploy import baseline as baselines
 from vggdeploy.benchmarks import BenchOptions
 from vggdeploy.contracts import RunOptions, Silent
 from vggdeploy.errors import ConfigError
 from vggdeploy.inputs import BuildOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vggdeploy.cache import Entry
     from vggdeploy.contracts import Dialect, Reporter
-    from vggdeploy.gates import Policy, Verdicts
+    from vggdeploy.gates import Verdicts
+    from vggdeploy.policy import Policies
 
 _EXPORTED = {"model.onnx", "model.onnx.data"}
 """What is in the folder of an export."""
@@ -231,8 +233,9 @@ def _refuse(out: Path, force: bool) -> None:
 
 def gate(
     paths: Sequence[Path],
-    bounds: Policy,
+    policies: Policies,
     *,
+    baseline: Path | None = None,
     data: str | None,
     reference: Path | None,
     device: str,
@@ -240,12 +243,15 @@ def gate(
     native: bool = False,
     across_machines: bool = False,
 ) -> Verdicts:
-    """Hold result files against `bounds`; a bundle among `paths` is verified first, without
+    """Hold result files against the policy of their target; a bundle among `paths` is verified first, without
     emulation if `native`. `across_machines` allows results of different machines.
 
     Raises:
         ConfigError: for `data` or `reference` without a bundle to verify.
+        ResultError: for a file that is no result, or no baseline.
     """
+    if baseline is not None:
+        baselines.read(baseline)
     if (data or reference) and not any(path.is_dir() for path in paths):
         raise ConfigError(
             "--data and --reference go with a bundle, which is verified first",
@@ -265,12 +271,28 @@ def gate(
         else results.read(path)
         for path in paths
     ]
-    return gates.judge(found, bounds, across_machines=across_machines)
+    return _judge(found, policies, baseline, across_machines=across_machines)
+
+
+def _judge(
+    found: Sequence[Mapping[str, Any]],
+    policies: Policies,
+    baseline: Path | None,
+    *,
+    across_machines: bool = False,
+) -> Verdicts:
+    target = gates.target_of(found)
+    return gates.judge(
+        found,
+        policies.of(target),
+        baseline=baselines.results_of(baseline, target) if baseline else None,
+        across_machines=across_machines,
+    )
 
 
 def run(
     options: BuildOptions,
-    bounds: Policy,
+    policies: Policies,
     *,
     data: str | None,
     device: str,
@@ -278,6 +300,7 @@ def run(
     seconds: float,
     reporter: Reporter,
     native: bool = False,
+    baseline: Path | None = None,
 ) -> tuple[dict[str, Any], Verdicts]:
     """Build, verify, bench and gate.
 
@@ -288,6 +311,9 @@ def run(
     """
     measuring = BenchOptions(batch, seconds, device, tuned=True)
     measuring.check()
+    policies.of(options.target)
+    if baseline is not None:
+        baselines.read(baseline)
     why = _not_benched(options, device, native)
     if data is not None and data != sources.DEMO:
         dataset.scan(Path(data).expanduser())
@@ -299,7 +325,8 @@ def run(
     benched = None
     if why is None:
         benched = benching.bench(path, measuring, reporter)
-    verdicts = gates.judge([part for part in (built, verified, benched) if part], bounds)
+    parts = [part for part in (built, verified, benched) if part]
+    verdicts = _judge(parts, policies, baseline)
     result = {
         "kind": "run",
         "build": built,

@@ -271,39 +271,6 @@ def float_target() -> GraphTarget:
     return target
 
 
-def calibration_target(precision: str) -> GraphTarget:
-    """The target that observes activations.
-
-    Args:
-        precision: ``fp32``, ``bf16``, or ``auto``: bf16 where this machine computes in it, which
-            takes half the time there (docs/quantization.md says how to measure what it changes).
-
-    Raises:
-        ConfigError: for another precision.
-        MissingError: when the target is not installed, or this machine has no bf16 arithmetic.
-    """
-    if precision not in ("auto", "fp32", "bf16"):
-        raise ConfigError(
-            f"unknown precision {precision!r} for calibration",
-            expected="auto, fp32 or bf16",
-            fix="choose one with --calib-precision",
-        )
-    exact = float_target()
-    narrow = targets.get("ov-bf16")
-    if precision == "auto":
-        precision = "bf16" if narrow.runs_on(RunOptions().device).ok else "fp32"
-    if precision == "fp32":
-        return exact
-    here = narrow.runs_on(RunOptions().device)
-    if not here.ok:
-        raise MissingError(
-            f"--calib-precision bf16 cannot be had here: {here.reason}",
-            fix="give --calib-precision fp32, or auto",
-        )
-    assert isinstance(narrow, GraphTarget)
-    return narrow
-
-
 def available(name: str) -> Target:
     """The target called `name`, once it is known to work here.
 

@@ -94,7 +94,7 @@ def float_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU with VNNI would quantize what matrix products read, which no graph says."""
     from vggdeploy.targets import openvino
 
-    monkeypatch.setattr(openvino, "_DYNAMIC_GROUP", 0)
+    monkeypatch.setattr(openvino, "_DYNAMIC_GROUPS", dict.fromkeys(openvino._DYNAMIC_GROUPS, 0))
 
 
 def scores_of(path: Path, images: np.ndarray, target: str = "ov-int8") -> np.ndarray:

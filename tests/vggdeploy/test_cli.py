@@ -30,6 +30,7 @@ COMMANDS = [
     "tune",
     "compare",
     "gate",
+    "baseline",
     "report",
     "run",
 ]

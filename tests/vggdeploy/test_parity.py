@@ -101,7 +101,7 @@ def test_rows_of_zeros():
 def test_infinities_do_not_come_out():
     ref, out = np.full((2, 3), 1e-30, np.float32), np.full((2, 3), 3e38, np.float32)
     for found in (parity.parity(ref, out), parity.parity(out, ref)):
-        assert all(math.isfinite(value) for value in vars(found).values())
+        assert np.isfinite(np.hstack(list(vars(found).values()))).all()
 
 
 # Newcombe, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17
@@ -191,3 +191,39 @@ def test_two_of_400_are_half_a_point(right):
     reference[np.arange(400), np.where(np.arange(400) < right, 0, 1)] = 1
     outputs[np.arange(400), np.where(np.arange(400) < right - 2, 0, 1)] = 1
     assert parity.accuracy(reference, outputs, labels).drop == 0.005
+
+
+def by_likelihood(gained, lost, images, drop):
+    """Tango's statistic with the other probability found by trying them all."""
+    only = np.linspace(max(0.0, -drop), (1 - drop) / 2, 2_000_001)[1:-1]
+    rest = 1 - 2 * only - drop
+    with np.errstate(divide="ignore", invalid="ignore"):
+        likelihood = (images - gained - lost) * np.log(rest)
+        likelihood = likelihood + (gained * np.log(only) if gained else 0)
+        likelihood = likelihood + (lost * np.log(only + drop) if lost else 0)
+    best = only[np.nanargmax(likelihood)]
+    return (lost - gained - images * drop) / np.sqrt(images * (2 * best + drop * (1 - drop)))
+
+
+@pytest.mark.parametrize(("gained", "lost", "images"), [(1, 3, 50), (4, 0, 40), (12, 20, 400)])
+def test_tangos_interval_ends_where_the_score_test_refuses(gained, lost, images):
+    low, high = parity.tango(gained, lost, images)
+    assert low < (lost - gained) / images < high
+    assert by_likelihood(gained, lost, images, low) == pytest.approx(parity.Z95, rel=1e-3)
+    assert by_likelihood(gained, lost, images, high) == pytest.approx(-parity.Z95, rel=1e-3)
+
+
+def test_tangos_interval_is_even_and_has_a_width_without_any_difference():
+    assert parity.tango(3, 1, 50) == pytest.approx([-x for x in reversed(parity.tango(1, 3, 50))])
+    low, high = parity.tango(0, 0, 400)
+    assert high == pytest.approx(-low) == pytest.approx(parity.Z95**2 / (400 + parity.Z95**2), 1e-3)
+    assert parity.tango(0, 7, 7)[1] == pytest.approx(1)
+
+
+def test_students_points_are_those_of_the_tables():
+    for freedom, point in ((1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (30, 2.042)):
+        assert parity.student95(freedom) == pytest.approx(point, rel=2e-3)
+    assert parity.mean_interval(np.array([1.0])) is None
+    assert parity.mean_interval(np.array([1.0, 3.0])) == pytest.approx(
+        (2 - 12.706, 2 + 12.706), 1e-3
+    )

@@ -13,7 +13,7 @@ from vggdeploy import gates, machine, pipeline
 from vggdeploy.cli import main
 from vggdeploy.contracts import Silent
 from vggdeploy.errors import ResultError
-from vggdeploy.gates import Policy
+from vggdeploy.policy import Policies, Policy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -223,5 +223,5 @@ def test_the_flag_reaches_the_gate(
     assert "different machines or settings, CPU model" in capsys.readouterr().err
     with pytest.raises(ResultError):
         pipeline.gate(
-            paths, BOUNDS, data=None, reference=None, device="CPU", reporter=Silent()
+            paths, Policies({"min_agreement": 0.99}), data=None, reference=None, device="CPU", reporter=Silent()
         )  # fmt: skip

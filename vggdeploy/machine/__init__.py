@@ -5,7 +5,7 @@ what a machine does not tell; nothing is guessed.
 """
 
 from vggdeploy.machine.cpu import saturates
-from vggdeploy.machine.facts import LIBRARIES, system, version
+from vggdeploy.machine.facts import LIBRARIES, resident, system, version
 from vggdeploy.machine.same import differences, require_same
 from vggdeploy.machine.sensors import State, state, temperatures, throttling
 
@@ -14,6 +14,7 @@ __all__ = [
     "State",
     "differences",
     "require_same",
+    "resident",
     "saturates",
     "state",
     "system",

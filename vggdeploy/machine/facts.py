@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy.machine import cpu, files, jetson, limits, nvml
@@ -50,6 +51,12 @@ def _memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def resident(root: Path = files.ROOT) -> int | None:
+    """The most memory that this process has held, in bytes: ``VmHWM`` (proc_pid_status(5))."""
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", files.text(root / "proc/self/status") or "", re.M)
+    return int(found[1]) << 10 if found else None
 
 
 def version(package: str) -> str | None:

@@ -46,15 +46,9 @@ def probes(target: OpenVINO, options: RunOptions) -> Sequence[Probe]:
     single = OpenVINO("ov-fp32", "fp32", None)
     # A quantized network has float layers too, with narrow weights at least.
     main = "int8" if target.dialect else target.precision
-    computing = [(main, shape) for shape in _CONVOLUTIONS]
+    found = convolutions(target, main, options, _CONVOLUTIONS)
     if target.dialect:
-        computing += [("fp32", shape) for shape in _FLOAT_CONVOLUTIONS]
-    found = []
-    for precision, shape in computing:
-        model, macs = _convolutions(ov, precision, *shape)
-        name = f"{precision} conv {shape[0]}x{shape[1]}x{shape[1]}"
-        runner = OpenVINORunner(target, model, (), options, name=name)
-        found.append(Probe(name, runner, macs=macs, precision=precision))
+        found += convolutions(target, "fp32", options)
     model, macs, _ = _matrix(ov, main, _MATRIX_ROWS, _WIDTH)
     name = f"{main} matrix product"
     float_too = "fp32" if target.dialect else main
@@ -73,6 +67,24 @@ def probes(target: OpenVINO, options: RunOptions) -> Sequence[Probe]:
         model, _, size = _matrix(ov, kind, 1, weights // _bytes(kind) // _WIDTH)
         name = f"{kind} matrix-vector product"
         found.append(Probe(name, OpenVINORunner(of, model, (), options, name=name), bytes=size))
+    return found
+
+
+def convolutions(
+    target: OpenVINO,
+    precision: str,
+    options: RunOptions,
+    shapes: Sequence[tuple[int, int, int]] = _FLOAT_CONVOLUTIONS,
+) -> list[Probe]:
+    """Networks for the MAC rate of a precision alone."""
+    import openvino as ov
+
+    found = []
+    for shape in shapes:
+        model, macs = _convolutions(ov, precision, *shape)
+        name = f"{precision} conv {shape[0]}x{shape[1]}x{shape[1]}"
+        runner = OpenVINORunner(target, model, (), options, name=name)
+        found.append(Probe(name, runner, macs=macs, precision=precision))
     return found
 
 

@@ -1,0 +1,107 @@
+"""The committed baseline: written with a reason, one entry a target, and held against."""
+
+import json
+
+import pytest
+from test_gates import BENCH, VERIFY, changed, slower
+
+from vggdeploy import baseline, results
+from vggdeploy.cli import main
+from vggdeploy.errors import ConfigError, ResultError
+
+
+@pytest.fixture
+def keep(tmp_path, monkeypatch):
+    """Writes results as files, and gives their paths."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(*found):
+        paths = []
+        for number, result in enumerate(found):
+            path = tmp_path / f"{number}-{result['kind']}.json"
+            results.write(result, str(path))
+            paths.append(path)
+        return paths
+
+    return write
+
+
+def test_a_baseline_is_written_and_held_against(keep, tmp_path, capsys):
+    out = tmp_path / "baseline.json"
+    words = ["baseline", *map(str, keep(VERIFY, BENCH)), "--out", str(out)]
+    assert main([*words, "--reason", "the first release"]) == 0
+    said = json.loads(out.read_text())
+    assert said["targets"]["ov-int8"]["reason"] == "the first release"
+    assert [result["kind"] for result in said["targets"]["ov-int8"]["results"]] == [
+        "verify",
+        "bench",
+    ]
+    capsys.readouterr()
+    for times, code, verdict in ((1.0, 0, "pass"), (1.2, 1, "fail")):
+        (now,) = keep(slower(times))
+        flags = ["--baseline", str(out), "--max-ratio", "p50=1.05", "--max-ratio", "p99=1.1"]
+        assert main(["gate", str(now), *flags, "--json", "-"]) == code
+        told = json.loads(capsys.readouterr().out)
+        assert told["verdict"] == verdict
+        assert [c["name"] for c in told["criteria"]] == ["max_ratio.p50", "max_ratio.p99"]
+
+
+def test_settings_have_a_baseline_and_ratios_by_target(keep, tmp_path, capsys):
+    out = tmp_path / "baseline.json"
+    baseline.update(out, keep(BENCH), "first")
+    (now,) = keep(slower(1.1))
+    for ratio, code in ((1.05, 1), (1.2, 0)):
+        (tmp_path / "vggdeploy.toml").write_text(
+            f"[gate]\nbaseline = 'baseline.json'\n[gate.max_ratio]\np50 = 1.01\n"
+            f"[gate.targets.ov-int8.max_ratio]\np50 = {ratio}\n"
+        )
+        assert main(["gate", str(now)]) == code
+
+
+def test_another_target_stays_and_history_grows(keep, tmp_path):
+    out = tmp_path / "baseline.json"
+    other = {"target": "ov-fp32", "digest": "f" * 64}
+    baseline.update(out, keep(BENCH), "first")
+    baseline.update(out, keep(changed(VERIFY, **other)), "floats")
+    again = baseline.update(out, keep(slower(2)), "a slower kernel,\n  but exact")
+    assert again["replaced"] == "d" * 64
+    said = json.loads(out.read_text())
+    assert list(said["targets"]) == ["ov-fp32", "ov-int8"]
+    assert [entry["reason"] for entry in said["history"]] == [
+        "first", "floats", "a slower kernel, but exact"
+    ]  # fmt: skip
+    assert baseline.results_of(out, "ov-int8")[0]["latency_s"]["p50"] == 0.08
+    assert baseline.results_of(out, "trt-int8") is None
+
+
+@pytest.mark.parametrize(
+    ("found", "reason", "error", "message"),
+    [
+        ([BENCH], " ", ConfigError, "needs a reason"),
+        ([changed(BENCH, partial=True)], "why", ResultError, "interrupted"),
+        ([{"kind": "build", "digest": "d"}], "why", ResultError, "nothing to hold others against"),
+        ([VERIFY, changed(BENCH, digest="e" * 64)], "why", ResultError, "different bundles"),
+        ([BENCH, BENCH], "why", ResultError, "two results of kind"),
+    ],
+)
+def test_what_is_no_baseline_is_refused_and_nothing_written(
+    keep, tmp_path, found, reason, error, message
+):
+    out = tmp_path / "baseline.json"
+    with pytest.raises(error, match=message):
+        baseline.update(out, keep(*found), reason)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"kind": "bench", "schema": 1}',
+                '{"kind": "baseline", "schema": 1, "targets": {"ov-int8": {}}}'],
+)  # fmt: skip
+def test_a_file_that_is_no_baseline_is_an_error(keep, tmp_path, content):
+    out = tmp_path / "baseline.json"
+    out.write_text(content)
+    (now,) = keep(BENCH)
+    assert main(["gate", str(now), "--baseline", str(out), "--max-ratio", "p50=2"]) == 2
+    with pytest.raises(ResultError):
+        baseline.update(out, [now], "why")
+    assert out.read_text() == content
