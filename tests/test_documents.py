@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from vggdeploy import budget, config, gpus, preprocess, targets, topology
+from vggdeploy import budget, config, gpus, policy, preprocess, targets, topology
 from vggdeploy.cli import app
 
 if sys.version_info >= (3, 11):
@@ -58,9 +58,12 @@ def test_preprocessing_example_is_the_imagenet_preset():
 
 def test_settings_example_is_taken():
     takes = {"build": ["target", "calib_images"], "gate": ["min_agreement", "max_drop"]}
-    found = config.defaults(tomllib.loads(BLOCKS[1]), takes, "README")
+    settings, ratios, by_target = policy.split(tomllib.loads(BLOCKS[1]), targets.REGISTRY, "README")
+    found = config.defaults(settings, takes, "README")
     assert found["build"] == {"target": "ov-int8", "calib_images": 256}
-    assert found["gate"] == {"min_agreement": 0.995, "max_drop": 0.005}
+    assert found["gate"] == {"min_agreement": 0.99, "max_drop": 0.01}
+    assert ratios == {"p50": 1.05, "engine_bytes": 1.01}
+    assert by_target == {"ov-int8-w4": {"min_agreement": 0.98}}
 
 
 @pytest.mark.parametrize("goal", ["demo", "test", "test-cuda", "check", "figures", "overhead"])

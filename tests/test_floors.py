@@ -18,9 +18,9 @@ FLOORS = [
     ],
     ["export", "calib", "targets", "benchmarks"],
     [
-        "sources", "execution", "speed", "benching", "verification", "inputs", "trt_flags", "compiling", "calibration_file",
+        "sources", "observers", "execution", "speed", "benching", "verification", "inputs", "trt_flags", "compiling", "calibration_file",
         "calibrating", "pruning", "building", "sensitivity",
-        "mixed", "plots", "gates", "doctor", "pipeline", "report",
+        "mixed", "plots", "policy", "evidence", "gates", "baseline", "doctor", "pipeline", "report",
     ],
     [
         "terminal", "machine_table", "bench_table", "console", "layers_table", "speed_table", "flags", "cli", "__main__", "demo.train", "benchmarks.footprint", "benchmarks.ablation",
