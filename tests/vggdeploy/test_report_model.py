@@ -65,6 +65,18 @@ def test_a_failure_names_its_bounds_and_what_weakens_it(tmp_path):
     assert verdicts == ["✗ fail (emulated)", "✓ pass", "? inconclusive"]
 
 
+def test_a_bound_comes_with_its_interval_and_a_ratio_with_its_metric(tmp_path):
+    run = made.full()
+    run["gate"]["criteria"][0].update(
+        name="max_ratio.p50", value=1.02, bound=1.05, interval=[1.01, 1.03]
+    )
+    row = of(tmp_path, run).heads[0].criteria[0].rows[0]
+    assert row[0] == "p50 beside the baseline's, at most"
+    assert text_of(row[3]) == "1.01\xa0× to 1.03\xa0×"
+    run["gate"]["criteria"][0]["interval"] = None
+    assert of(tmp_path, run).heads[0].criteria[0].rows[0][3] == ""
+
+
 def test_no_gate_no_verdict(tmp_path):
     said = of(tmp_path, made.bench())
     assert said.verdict == "none"

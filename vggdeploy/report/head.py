@@ -36,6 +36,8 @@ BOUNDS = {
     "min_throughput": ("throughput, at least", "images/s"),
     "min_utilisation": ("utilisation, at least", "part"),
     "max_engine_bytes": ("engine, at most", "B"),
+    "max_resident_bytes": ("memory held, at most", "B"),
+    "max_energy": ("energy an image, at most", "J"),
 }
 """What a bound is called, and its unit."""
 
@@ -109,6 +111,8 @@ def _summary(gates: Sequence[Node], verdict: str, verified: bool, timed: bool) -
 
 def _bound(item: Node) -> tuple[str, str]:
     name = item.text("name")
+    if name.startswith("max_ratio."):
+        return f"{name.removeprefix('max_ratio.')} beside the baseline's, at most", "times"
     return BOUNDS.get(name, (name, ""))
 
 
@@ -123,10 +127,11 @@ def _criteria(gate: Node) -> Table:
                 f"{name} ({note})" if note else name,
                 Judged(_verdict(item), emulated),
                 item.maybe(unit, "value") or "none",
+                between(item.interval(unit, "interval")) or "",
                 item.need("bound").figure(unit),
             )
         )
-    columns = ("criterion", "verdict", "found", "bound")
+    columns = ("criterion", "verdict", "found", "95%", "bound")
     return Table("Bounds of the gate", columns, tuple(rows))
 
 
