@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vggdeploy.benchmarks import (
     against,
+    bootstrap,
     mlperf,
     outcome,
     profiling,
@@ -299,6 +300,8 @@ def _rest(
         # LoadGen's Offline says it by itself; a batch of it may be filled up.
         said = (measured.mlperf or {}).get("samples_per_s")
         rest.throughput_ips = said or (per_s and per_s * options.size)
+        if options.scenario == "throughput" and not said:
+            rest.throughput_ci95 = _interval(measured.samples, options.size)
         rest.throughput_requests = measured.depth
         ways = {}
     if rest.partial:
@@ -319,6 +322,7 @@ def _rest(
             rest.partial = rest.partial or found.partial
             if size in ways:
                 rest.throughput_ips = per_s and per_s * size
+                rest.throughput_ci95 = _interval(found, size)
                 rest.throughput_requests = runner.depth
             if size in options.batches and per_s is not None:
                 rest.by_batch.append({"batch": size, "images_per_s": per_s * size})
@@ -330,3 +334,9 @@ def _rest(
     except KeyboardInterrupt:
         rest.partial = True
     return rest
+
+
+def _interval(samples: Samples, size: int) -> tuple[float, float] | None:
+    """The 95% interval of the images a second; None where there are too few queries."""
+    found = bootstrap.rate(samples.started, samples.seconds)
+    return found and (found[0] * size, found[1] * size)

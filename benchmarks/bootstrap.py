@@ -96,6 +96,35 @@ def ratio(
     return Ratio(value, (float(low), float(high)))
 
 
+STRETCHES = 30
+"""Into which a run is cut for the spread of its rate: more than `FEWEST`."""
+
+
+def stretches(started: Sequence[float], seconds: Sequence[float]) -> list[float]:
+    """Seconds a query of successive stretches of a run, all of as many queries; empty where it does
+    not say when its queries ended.
+
+    Args:
+        started: when each query began, in seconds.
+        seconds: how long each took.
+    """
+    if len(started) != len(seconds) or len(seconds) < 2:
+        return []
+    ends = np.sort(np.add(started, seconds))
+    each = max(1, (len(ends) - 1) // STRETCHES)
+    return [float(took) / each for took in np.diff(ends[::each])]
+
+
+def rate(started: Sequence[float], seconds: Sequence[float]) -> tuple[float, float] | None:
+    """The 95% interval of the queries a second of a run; None where there are too few."""
+    found = stretches(started, seconds)
+    spread = ratio(found, [1.0] * FEWEST, paired=False, statistic="mean") if found else None
+    if spread is None or spread.ci95 is None:
+        return None
+    low, high = spread.ci95
+    return 1 / high, 1 / low
+
+
 def _p99(series: NDArray[np.float64], axis: int | None = None) -> Any:
     """The nearest rank, as in `statistics.percentile`."""
     return np.quantile(series, 0.99, axis=axis, method="inverted_cdf")

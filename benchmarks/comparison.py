@@ -12,8 +12,6 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vggdeploy import machine
 from vggdeploy.benchmarks import bootstrap
 from vggdeploy.errors import ResultError
@@ -24,9 +22,6 @@ if TYPE_CHECKING:
     from vggdeploy.benchmarks.bootstrap import Ratio
 
     Result = Mapping[str, Any]
-
-STRETCHES = 30
-"""Parts of a throughput run, of as many queries each, whose rates vary."""
 
 FASTER, SLOWER, NO_DIFFERENCE = "faster", "slower", "no difference shown"
 
@@ -175,16 +170,9 @@ def _rates(a: Result, b: Result, seed: int) -> Ratio:
 
 
 def stretches(result: Result) -> list[float]:
-    """Seconds a query of successive stretches of a throughput run, all of as many queries; a single
+    """Seconds a query of successive stretches of a throughput run (`bootstrap.stretches`); a single
     one where the run does not say when its queries ended."""
-    started = result.get("started_s") or []
-    samples = result["samples_s"]
-    if len(started) != len(samples) or len(samples) < 2:
-        return [1.0]
-    ends = np.sort(np.add(started, samples))
-    each = max(1, (len(ends) - 1) // STRETCHES)
-    edges = ends[::each]
-    return [float(seconds) / each for seconds in np.diff(edges)]
+    return bootstrap.stretches(result.get("started_s") or [], result["samples_s"]) or [1.0]
 
 
 def words(result: Result) -> str:

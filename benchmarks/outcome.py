@@ -38,6 +38,7 @@ class Rest:
     """What is measured after the scenario, as far as nothing interrupted it."""
 
     throughput_ips: float | None = None
+    throughput_ci95: tuple[float, float] | None = None
     throughput_requests: int | None = None
     by_batch: list[dict[str, Any]] = field(default_factory=list)
     profiled: Profiled | None = None
@@ -80,6 +81,7 @@ def result(
         "samples_s": samples.seconds,
         "started_s": samples.offsets,
         "throughput_ips": rest.throughput_ips,
+        "throughput_ci95": rest.throughput_ci95 and list(rest.throughput_ci95),
         "throughput_requests": rest.throughput_requests,
         "throughput_by_batch": rest.by_batch,
         "warmup": asdict(measured.warmup),

@@ -85,7 +85,9 @@ def _latency_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
     ips, requests = result["throughput_ips"], result["throughput_requests"]
     if ips is not None:
-        rows.append(("throughput", f"{ips:.2f} images/s, up to {requests} queries in flight"))
+        ends = result["throughput_ci95"]
+        sure = f" (95%: {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
+        rows.append(("throughput", f"{ips:.2f} images/s{sure}, up to {requests} queries in flight"))
     return rows
 
 

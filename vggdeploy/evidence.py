@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy import parity
-from vggdeploy.benchmarks import bootstrap, comparison, statistics
+from vggdeploy.benchmarks import bootstrap, statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -178,11 +178,12 @@ def _percentile(value: float, percent: int, ordered: list[float]) -> Evidence:
 
 
 def _throughput(value: float, result: Result) -> Evidence:
-    """By the seconds a query of successive stretches; exact where the run has none."""
-    seconds = comparison.stretches(result) if result["scenario"] == "throughput" else []
-    if len(seconds) < bootstrap.FEWEST:
-        return Evidence(value)
-    found = bootstrap.ratio(seconds, [1.0] * bootstrap.FEWEST, paired=False, statistic="mean")
-    assert found.ci95 is not None
-    low, high = (value * found.value / end for end in reversed(found.ci95))
-    return _narrowing(value, (low, high), len(result["samples_s"]), "queries")
+    """By successive stretches of the run."""
+    ends = result["throughput_ci95"]
+    if ends is None:
+        return Evidence(
+            value,
+            lacking=f"too few queries for an interval, or of scenario {result['scenario']}: bench "
+            "with --scenario throughput",
+        )
+    return _narrowing(value, (ends[0], ends[1]), len(result["samples_s"]), "queries")

@@ -322,10 +322,10 @@ class _Made:
             return "inconclusive", str(note), None
         ends = found.interval or (found.value, found.value)
         kept = [met(end) for end in ends]
-        if not any(kept) and not (found.lacking and met(found.value)):
-            return "fail", "", None
         if found.lacking:
-            return ("inconclusive", found.lacking, None) if met(found.value) else ("fail", "", None)
+            return "inconclusive", found.lacking, None
+        if not any(kept):
+            return "fail", "", None
         if self.metric.name in _SPEED and _look(self.result, "unstable_because", list):
             return "inconclusive", "the measurement was unstable", None
         if all(kept):

@@ -123,3 +123,13 @@ def test_many_samples_are_drawn_in_pieces(monkeypatch):
     low, high = bootstrap.ratio(a, b, paired=False, resamples=105).ci95
     assert 0.7 < low < high < 1.4
     assert [*bootstrap._chunks(105, 64)] == [10] * 10 + [5]
+
+
+def test_a_steady_run_has_its_rate_in_a_narrow_interval() -> None:
+    rng = np.random.default_rng(0)
+    ends = np.cumsum(rng.uniform(0.03, 0.05, 420))
+    low, high = bootstrap.rate(list(ends - 0.07), [0.07] * 420) or (0, 0)
+    assert low < 419 / (ends[-1] - ends[0]) < high
+    assert 0.1 < high - low < 1.5
+    assert bootstrap.rate([0.0], [0.1]) is None
+    assert bootstrap.rate([], [0.1, 0.1]) is None

@@ -49,12 +49,12 @@ BENCH = {
     "partial": False,
     "latency_s": {"p50": 0.040, "p99": 0.04206},
     "throughput_ips": 25.0,
+    "throughput_ci95": [24.9, 25.1],
     "budget": {"macs": 15_470_264_320, "utilisation": 0.8},
     "energy": {"joules_per_image": 0.6},
 }
 EXACT = {
     "min_cosine": ("verify", 0.97, math.nextafter(0.97, 1)),
-    "min_throughput": ("bench", 25.0, math.nextafter(25.0, 99)),
     "max_engine_bytes": ("any", 1000, 999),
     "max_resident_bytes": ("bench", 500_000_000, 499_999_999),
     "max_energy": ("bench", 0.6, math.nextafter(0.6, 0)),
@@ -69,6 +69,7 @@ SAMPLED = {
     "min_sqnr": ("verify", 25.0, 24.7, 25.0, 25.3),
     "max_p50": ("bench", 0.040, 0.045, 0.040, 0.035),
     "max_p99": ("bench", 0.04206, 0.045, 0.04206, 0.035),
+    "min_throughput": ("bench", 25.0, 24.0, 25.0, 26.0),
     "min_utilisation": ("bench", 0.8, 0.7, 0.8, 0.9),
 }
 """For each bound of a sampled figure: the kind that has it, the figure, and a bound that all of its
@@ -167,18 +168,15 @@ def test_images_behind_a_drop_that_nothing_shows():
 def test_one_image_has_no_interval_of_its_noise():
     one = changed(VERIFY, parity={**VERIFY["parity"], "n": 1, "sqnr_ci95": None})
     assert judged([one], min_sqnr=20).verdict == "inconclusive"
-    assert judged([one], min_sqnr=30).verdict == "fail"
+    assert judged([one], min_sqnr=30).verdict == "inconclusive"
 
 
-def test_throughput_has_an_interval_where_queries_were_in_flight():
-    rng = np.random.default_rng(0)
-    ends = np.cumsum(rng.uniform(0.03, 0.05, 420))
-    queue = changed(BENCH, scenario="throughput", started_s=(ends - SAMPLES).tolist())
-    found = judged([queue], min_throughput=20)
-    assert found.verdict == "pass"
-    low, high = found.interval
-    assert low < 25 < high
-    assert judged([queue], min_throughput=25).verdict == "inconclusive"
+def test_a_rate_without_an_interval_decides_nothing():
+    server = changed(BENCH, scenario="server", throughput_ci95=None)
+    for bound in (20, 30):
+        found = judged([server], min_throughput=bound)
+        assert found.verdict == "inconclusive"
+        assert "bench with --scenario throughput" in found.note
 
 
 # --- beside a baseline
@@ -190,6 +188,7 @@ def slower(times):
         samples_s=[times * value for value in SAMPLES],
         latency_s={"p50": times * 0.040, "p99": times * 0.04206},
         throughput_ips=25.0 / times,
+        throughput_ci95=[24.9 / times, 25.1 / times],
         engine_bytes=round(1000 * times),
         resident_bytes=round(500_000_000 * times),
         energy={"joules_per_image": 0.6 * times},
@@ -476,5 +475,5 @@ def test_a_99th_percentile_takes_368_samples():
     short = changed(BENCH, samples_s=[0.040] * 367)
     assert gates.judge([short], Policy(max_p99=0.06)).verdict == "inconclusive"
     assert "--queries 368" in gates.judge([short], Policy(max_p99=0.06)).criteria[0].note
-    assert gates.judge([short], Policy(max_p99=0.04)).verdict == "fail"
+    assert gates.judge([short], Policy(max_p99=0.02)).verdict == "inconclusive"
     assert gates.judge([short], Policy(max_p50=0.06)).verdict == "pass"
