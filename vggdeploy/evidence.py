@@ -93,12 +93,8 @@ def of(metric: Metric, result: Result, value: float) -> Evidence:
         return _percentile(value, int(metric.name[1:]), sorted(result["samples_s"]))
     if metric.name == "throughput":
         return _throughput(value, result)
-    if metric.name == "utilisation" and result["scenario"] != "throughput":
-        median = _percentile(result["latency_s"]["p50"], 50, sorted(result["samples_s"]))
-        if median.interval is None:
-            return Evidence(value, lacking=median.lacking)
-        low, high = (value * median.value / end for end in reversed(median.interval))
-        return _narrowing(value, (low, high), median.amount, median.unit)
+    if metric.name == "utilisation":
+        return _utilisation(value, result)
     return Evidence(value)
 
 
@@ -175,6 +171,21 @@ def _percentile(value: float, percent: int, ordered: list[float]) -> Evidence:
             lacking=f"{len(ordered)} samples do not show a {what}: bench with --queries {fewest}",
         )
     return _narrowing(value, ends, len(ordered), "queries")
+
+
+def _utilisation(value: float, result: Result) -> Evidence:
+    """By the rate that it was computed from; the peak is taken for exact."""
+    if result["scenario"] == "throughput":
+        rate = _throughput(result["throughput_ips"], result)
+        if rate.interval is None:
+            return Evidence(value, lacking=rate.lacking)
+        low, high = (value * end / rate.value for end in rate.interval)
+        return _narrowing(value, (low, high), rate.amount, rate.unit)
+    median = _percentile(result["latency_s"]["p50"], 50, sorted(result["samples_s"]))
+    if median.interval is None:
+        return Evidence(value, lacking=median.lacking)
+    low, high = (value * median.value / end for end in reversed(median.interval))
+    return _narrowing(value, (low, high), median.amount, median.unit)
 
 
 def _throughput(value: float, result: Result) -> Evidence:

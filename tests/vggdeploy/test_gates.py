@@ -171,6 +171,14 @@ def test_one_image_has_no_interval_of_its_noise():
     assert judged([one], min_sqnr=30).verdict == "inconclusive"
 
 
+def test_utilisation_is_as_sure_as_the_rate_that_it_is_of():
+    queue = changed(BENCH, scenario="throughput")
+    low, high = judged([queue], min_utilisation=0.7).interval
+    assert (low, high) == pytest.approx((0.8 * 24.9 / 25, 0.8 * 25.1 / 25))
+    server = changed(BENCH, scenario="throughput", throughput_ci95=None)
+    assert judged([server], min_utilisation=0.7).verdict == "inconclusive"
+
+
 def test_a_rate_without_an_interval_decides_nothing():
     server = changed(BENCH, scenario="server", throughput_ci95=None)
     for bound in (20, 30):
