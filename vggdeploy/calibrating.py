@@ -102,7 +102,8 @@ class Calibration(Job):
         super().__init__(options, reporter)
         if options.method not in calib.METHODS:
             raise ConfigError(
-                f"unknown method {options.method!r}",
+                "unknown method",
+                got=repr(options.method),
                 expected="one of " + ", ".join(calib.METHODS),
                 fix="choose one with --method",
             )
@@ -266,7 +267,8 @@ def _rounding(options: BuildOptions) -> calib.SecondOrder | None:
     ):
         if value not in known:
             raise ConfigError(
-                f"unknown --{flag} {value!r}",
+                f"unknown --{flag}",
+                got=repr(value),
                 expected="one of " + ", ".join(known),
                 fix="choose one of them",
             )
@@ -282,6 +284,7 @@ def _rounding(options: BuildOptions) -> calib.SecondOrder | None:
             raise ConfigError(
                 "--bias-correction goes with second-order rounding, which measures what it needs",
                 got="--weight-rounding nearest",
+                expected="--weight-rounding gptq",
                 fix="drop one of them",
             )
         return None

@@ -565,6 +565,7 @@ def main(arguments: list[str] | None = None, program: typer.Typer = app) -> int:
             raise errors.ConfigError(
                 "an argument is empty",
                 got=" ".join(repr(word) if word == "" else word for word in given),
+                expected="none that is empty",
                 fix="give it a value; a shell variable may be unset",
             )
         code = int(

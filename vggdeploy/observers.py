@@ -37,7 +37,8 @@ def choose(precision: str, store: Cache) -> GraphTarget:
     """
     if precision not in PRECISIONS:
         raise ConfigError(
-            f"unknown precision {precision!r} for calibration",
+            "unknown precision for calibration",
+            got=repr(precision),
             expected="auto, fp32 or bf16",
             fix="choose one with --calib-precision",
         )
@@ -50,7 +51,9 @@ def choose(precision: str, store: Cache) -> GraphTarget:
         return exact
     if not here.ok:
         raise MissingError(
-            f"--calib-precision bf16 cannot be had here: {here.reason}",
+            "--calib-precision bf16 cannot be had here",
+            got=here.reason,
+            expected="a CPU that computes in bfloat16",
             fix="give --calib-precision fp32, or auto",
         )
     assert isinstance(narrow, GraphTarget)
