@@ -207,7 +207,9 @@ def test_a_cache_for_another_network_is_called_that(small: Path, shared: int) ->
 
 def test_a_scale_of_zero_is_refused_where_it_is_needed(small: Path) -> None:
     cache = read(cache_of({**dict.fromkeys(POINTS, 1.0), "c1.relu": 0.0, "spare": 0.0}))
-    with pytest.raises(CalibrationError, match=r"line 4: the scale of tensor 'c1\.relu' is 0"):
+    with pytest.raises(
+        CalibrationError, match=r"line 4: the scale of tensor 'c1\.relu' is wrong: got 0"
+    ):
         cache.table(place(graphs.read(small)).points, "")
 
 

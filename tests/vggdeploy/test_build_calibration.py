@@ -268,7 +268,9 @@ def test_calibrate_leaves_a_cache_beside_its_table(
     made = (tmp_path / "made.cache").read_bytes()
     assert made == (with_cache[0] / "calibration.cache").read_bytes()
     (tmp_path / "made.json").unlink()
-    with pytest.raises(ConfigError, match=r"made\.cache exists -- give --force"):
+    with pytest.raises(
+        ConfigError, match=r"made\.cache exists: got a file, expected a free path -- give --force"
+    ):
         pipeline.calibrate(options)
     assert not (tmp_path / "made.json").exists()
     assert pipeline.calibrate(tiny(out=tmp_path / "alone.json"))["trt_cache"] is None
