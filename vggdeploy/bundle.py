@@ -242,7 +242,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             expected="a folder that 'vggdeploy build' made",
             fix="check the path",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(
             f"{file} cannot be read",
             got=error,

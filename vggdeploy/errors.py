@@ -57,10 +57,8 @@ class VggdeployError(Exception):
 
 def _shown(value: object) -> str:
     """A value in a message; an exception that says nothing shows its name."""
-    text = str(value)
-    if text.strip():
-        return text
-    return type(value).__name__ if isinstance(value, BaseException) else "nothing"
+    text = "" if value is None else str(value).strip()
+    return text or (type(value).__name__ if isinstance(value, BaseException) else "nothing")
 
 
 class ConfigError(VggdeployError):

@@ -142,7 +142,7 @@ def load(name_or_file: str) -> Preprocess:
             expected="a .toml file of preprocessing",
             fix="check the path",
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(
             f"preprocessing file {path} cannot be read",
             got=error,

@@ -43,7 +43,7 @@ def test_no_part_can_be_left_out(left_out):
     [
         (False, "False"),
         (0, "0"),
-        (None, "None"),
+        (None, "nothing"),
         ("", "nothing"),
         (TimeoutError(), "TimeoutError"),
         (OSError("gone"), "gone"),
@@ -56,8 +56,10 @@ def test_what_was_got_is_shown_where_it_says_nothing_too(got, shown):
 
 def test_a_vendors_many_lines_become_one():
     vendor = RuntimeError("first\n\n  second\r\n\tthird")
-    error = errors.ModelError("the graph\nfails", got=vendor, fix="look\nat it")
-    assert str(error) == "the graph fails: got first second third -- look at it"
+    error = errors.ModelError(
+        "the graph\nfails", got=vendor, expected="a\ngraph", fix="look\nat it"
+    )
+    assert str(error) == "the graph fails: got first second third, expected a graph -- look at it"
     assert len(str(error).splitlines()) == 1
 
 

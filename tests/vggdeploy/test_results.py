@@ -81,7 +81,7 @@ def test_a_relative_path_is_taken_from_here(tmp_path, monkeypatch):
         (b"3", "is no result"),
         (b"{}", "is no result"),
         (b'{"schema": 1}', "is no result"),
-        (b'{"kind": "bench"}', "of another schema: expected 1"),
+        (b'{"kind": "bench"}', "of another schema: got nothing, expected 1"),
         (b'{"kind": "bench", "schema": 2}', "of another schema: got 2, expected 1"),
     ],
 )
