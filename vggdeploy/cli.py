@@ -608,11 +608,12 @@ def main(arguments: list[str] | None = None, program: typer.Typer = app) -> int:
 
 def _usage(error: Any) -> errors.ConfigError:
     """What typer says of words that it cannot make a command of."""
-    context = error.ctx
+    context = getattr(error, "ctx", None)
     command = context.command_path if context else "vggdeploy"
+    said = error.format_message().rstrip(".").removeprefix("Got ")
     return errors.ConfigError(
         "the command line is wrong",
-        got=error.format_message().rstrip("."),
+        got=said[:1].lower() + said[1:],
         expected=f"what '{command}' takes",
         fix=f"see '{command} --help'",
     )
