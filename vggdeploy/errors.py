@@ -16,7 +16,8 @@
     └── PartialError               exit 130: Ctrl-C; what there was by then is kept
 
 A message answers four questions in one line, ``what: got G, expected E -- fix``: what went wrong,
-what was got, what was expected, and how to mend it. None of them can be left out. A vendor's exception is mapped to one of these and kept as ``__cause__``.
+what was got, what was expected, and how to mend it. None of them can be left out. A vendor's
+exception is mapped to one of these and kept as ``__cause__``.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ def choose(opened: Bundle, device: str, *, only_native: bool = False) -> Executi
         return native(opened, device)
     if (opened.manifest.get("recipe") or {}).get("dla_core") is not None:
         raise MissingError(
-            f"bundle {opened.path} cannot be emulated, since DLA quantizes by itself and its graph is "
-            "the float one",
+            f"bundle {opened.path} cannot be emulated, since DLA quantizes by itself and its graph "
+            "is the float one",
             got=said(lacking),
             expected=lacking.expected,
             fix=lacking.fix,
