@@ -267,6 +267,7 @@ COMMANDS = [
     ("calibrate --json same.json --out same.json", 2, "are one file"),
     ("calibrate --out x.cache --emit-trt-cache", 2, "table and TensorRT cache at once"),
     ("calibrate --emit-trt-cache --trt-version 11.0", 2, "this version of TensorRT"),
+    ("calibrate --calib-precision fp8", 2, "unknown precision for calibration"),
     ("build --target ov-int5", 2, "unknown target: got 'ov-int5'"),
     ("build --calib-data nowhere", 2, "nowhere does not exist"),
     ("build --calib-data notes.txt", 2, "notes.txt is no folder"),

@@ -107,6 +107,7 @@ class Calibration(Job):
                 expected="one of " + ", ".join(calib.METHODS),
                 fix="choose one with --method",
             )
+        observers.require_known(options.calib_precision)
         self.rounding = _rounding(options)
         if options.emit_trt_cache or options.portable:
             trt_cache.version_digits(options.trt_version)
