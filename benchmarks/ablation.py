@@ -180,14 +180,16 @@ def chosen(dialect: str, only: str) -> dict[str, dict[str, Any]]:
     """
     if dialect not in DIALECTS:
         raise ConfigError(
-            f"unknown dialect {dialect!r}",
+            "unknown dialect",
+            got=repr(dialect),
             expected="one of " + ", ".join(DIALECTS),
             fix="choose one with --dialect",
         )
     steps = {name: changes for name, changes in STEPS.items() if only in name}
     if not steps:
         raise ConfigError(
-            f"no step's name holds {only!r}",
+            "--only finds no step",
+            got=repr(only),
             expected="a part of one of: " + "; ".join(STEPS),
             fix="mend --only",
         )

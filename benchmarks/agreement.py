@@ -86,6 +86,7 @@ def app_median(output: str) -> float:
         raise ResultError(
             "benchmark_app printed no median",
             got=(output.strip().splitlines() or ["nothing"])[-1],
+            expected="its line of the median latency",
             fix="run it by hand on the bundle's model.xml",
         )
     return float(found[1]) * _UNITS[found[2]]
@@ -126,7 +127,12 @@ def measure(path: Path, rounds: int, seconds: float) -> dict[str, Any]:
     target = execution.native(opened, "CPU").target
     configuration = getattr(target, "configuration", None)
     if configuration is None:
-        raise ConfigError("benchmark_app runs OpenVINO bundles", got=opened.target)
+        raise ConfigError(
+            f"benchmark_app does not run bundle {path}",
+            got=f"one of {opened.target}",
+            expected="one of an OpenVINO target",
+            fix="give another",
+        )
     options = RunOptions()
     properties = {key: _text(value) for key, value in configuration(options).items()}
     with target.open(opened, options) as runner:

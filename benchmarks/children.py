@@ -137,7 +137,12 @@ class Children:
         if not self._onnx:
             made = spawn(Job(EXPORT, "", str(self.scratch / EXPORT), self._options), self._cache())
             if made.error:
-                raise ModelError(f"the FP32 graph of {self.source.name}: {made.error}")
+                raise ModelError(
+                    f"the FP32 graph of {self.source.name} cannot be made",
+                    got=made.error,
+                    expected="an ONNX graph to start from",
+                    fix="see what 'vggdeploy export' says of these weights",
+                )
             self._onnx = made.graph
         return Path(self._onnx)
 

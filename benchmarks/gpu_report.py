@@ -34,6 +34,7 @@ def collect(folder: Path) -> dict[str, dict[str, Any]]:
     if not found:
         raise ResultError(
             f"{folder} holds no results of TensorRT targets",
+            got=f"{len(list(folder.glob('*.json')))} other JSON files",
             expected="files such as trt-int8-bench-1.json",
             fix="run benchmarks/on_gpu.sh",
         )

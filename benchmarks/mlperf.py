@@ -200,7 +200,8 @@ class _System:
         settings = lg.TestSettings()
         if settings.FromConfig("", _MODEL, name, _MLPERF_CONF) or not settings.qsl_rng_seed:
             raise MissingError(
-                "LoadGen has no mlperf.conf inside, which holds its rules and seeds",
+                "LoadGen has no mlperf.conf inside",
+                got="neither its rules nor its seeds",
                 expected="mlcommons-loadgen 5 or later",
                 fix="pip install -U mlcommons-loadgen",
             )

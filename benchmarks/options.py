@@ -105,7 +105,8 @@ class BenchOptions:
         """
         if self.scenario not in NAMES:
             raise ConfigError(
-                f"unknown scenario {self.scenario!r}",
+                "unknown scenario",
+                got=repr(self.scenario),
                 expected=", ".join(NAMES),
                 fix="mend --scenario",
             )
@@ -136,56 +137,75 @@ class BenchOptions:
 
     def _check_together(self) -> None:
         server = self.scenario == "server"
-        clashes: list[tuple[bool, str, str]] = [
+        scenario = f"--scenario {self.scenario}"
+        clashes: list[tuple[bool, str, str, str, str]] = [
             (
                 not server and self.rate is not None,
                 "--rate is of arrivals, which --scenario server alone has",
+                scenario,
+                "--scenario server",
                 "drop it, or measure the server scenario",
             ),
             (
                 not server and self.p99_bound is not None,
                 "--p99-bound is what --scenario server finds a rate for",
+                scenario,
+                "--scenario server",
                 "drop it, or measure the server scenario; 'gate --max-p99' holds a result to one",
             ),
             (
                 server and self.rate is None and self.p99_bound is None,
                 "--scenario server needs a rate, or a bound to find one for",
+                "neither",
+                "one of them",
                 "give --rate, or --p99-bound",
             ),
             (
                 server and self.precision is not None,
                 "--precision is of a loop that waits for each query, and a server does not",
+                f"--precision {self.precision}",
+                "a time or a number of queries",
                 "give --seconds or --queries",
             ),
             (
                 self.scenario == "multistream" and self.batch not in (1, MULTISTREAM_SAMPLES),
                 f"a query of --scenario multistream has {MULTISTREAM_SAMPLES} samples",
+                f"--batch {self.batch}",
+                "no --batch",
                 "drop --batch",
             ),
             (
                 not self.mlperf and (self.full or self.logs is not None),
                 "--full and --logs are of --mlperf",
+                "no --mlperf",
+                "all of them, or none",
                 "give --mlperf too, or drop them",
             ),
             (
                 self.mlperf and (self.precision is not None or self.queries is not None),
                 "LoadGen decides by itself when --mlperf ends",
+                "--precision or --queries",
+                "neither",
                 "drop --precision and --queries",
             ),
             (
                 self.mlperf and server and self.p99_bound is None,
                 "MLPerf's Server is held to a bound on its 99th percentile",
+                "none",
+                "--p99-bound in seconds",
                 "give --p99-bound",
             ),
             (
                 self.mlperf and self.scenario in ("latency", "server") and self.batch != 1,
                 f"a query of MLPerf's {'Server' if server else 'SingleStream'} is one sample",
+                f"--batch {self.batch}",
+                "--batch 1",
                 "drop --batch",
             ),
         ]
-        for wrong, what, fix in clashes:
+        for wrong, what, got, expected, fix in clashes:
             if wrong:
-                raise ConfigError(what, fix=fix)
+                raise ConfigError(what, got=got, expected=expected, fix=fix)
 
 
 def _within(name: str, got: int, low: int, high: int, flag: str) -> None:

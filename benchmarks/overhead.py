@@ -88,7 +88,10 @@ def bare_loop(runner: Runner, batch: Batch) -> Callable[[int], None]:
     requests = getattr(runner, "_requests", None)
     if not requests:
         raise ConfigError(
-            f"{runner.name} has no request to run bare", expected="an OpenVINO bundle"
+            f"{runner.name} has no request to run bare",
+            got=f"a {type(runner).__name__}",
+            expected="the runner of an OpenVINO bundle",
+            fix="give one",
         )
     request = requests[0]
 

@@ -76,7 +76,8 @@ def _names(flag: str, text: str, known: Sequence[str]) -> list[str]:
     for name in found:
         if name not in known:
             raise ConfigError(
-                f"unknown {flag} {name!r}",
+                f"unknown {flag}",
+                got=repr(name),
                 expected="some of " + ", ".join(known) + ", with commas between",
                 fix="choose among them",
             )
@@ -207,7 +208,10 @@ def main(
     terminal = cli.terminal
     if latency and (only or target):
         raise ConfigError(
-            "--latency measures everyone", got="--only or --target", fix="drop the latter"
+            "--latency measures everyone",
+            got=f"--only {only}" if only else f"--target {target}",
+            expected="neither --only nor --target",
+            fix="drop it",
         )
     names = chosen(only, target, model is not None)
     for name in names:

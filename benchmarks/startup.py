@@ -79,6 +79,7 @@ def start(bundle: Path) -> Start:
         raise ResultError(
             "bench did not come to its first query",
             got=(done.stderr.strip().splitlines() or ["nothing"])[-1],
+            expected="its result as JSON",
             fix=f"see what 'vggdeploy bench {bundle}' says",
         ) from error
     modules = set(said["modules"])

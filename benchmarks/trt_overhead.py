@@ -182,7 +182,10 @@ def load(path: Path) -> ctypes.CDLL:
         _ = found.host_live
     except (OSError, AttributeError) as error:
         raise MissingError(
-            f"{path} is not the CUDA driver of host memory", got=error, fix="make test-cuda"
+            f"{path} is not the CUDA driver of host memory",
+            got=error,
+            expected="what 'make test-cuda' builds",
+            fix="make test-cuda",
         ) from error
     return found
 

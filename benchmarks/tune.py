@@ -60,7 +60,8 @@ class TuneOptions:
         """
         if self.goal not in GOALS:
             raise ConfigError(
-                f"unknown --goal {self.goal!r}",
+                "unknown --goal",
+                got=repr(self.goal),
                 expected="one of " + ", ".join(GOALS),
                 fix="choose one of them",
             )
@@ -68,6 +69,7 @@ class TuneOptions:
             raise ConfigError(
                 "--latency-bound goes with --goal throughput",
                 got="--goal latency, which is as low as it gets",
+                expected="--goal throughput",
                 fix="drop it, or tune for throughput",
             )
         numbers = {"--seconds": self.seconds, "--latency-bound": self.bound_s}

@@ -62,12 +62,15 @@ def require_tuned(opened: Bundle) -> dict[str, Any]:
         if choice is None:
             raise ConfigError(
                 f"bundle {opened.path} is not tuned for {goal} on this machine",
+                got="no settings that were found here",
+                expected="those of 'vggdeploy tune'",
                 fix=f"vggdeploy tune {opened.path} --goal {goal}",
             )
         found[goal] = choice
     if ENGINE not in opened.manifest["engine"]:
         raise ConfigError(
-            f"benchmark_app does not run a bundle of {opened.target}",
+            f"benchmark_app does not run bundle {opened.path}",
+            got=f"one of {opened.target}",
             expected="one of an OpenVINO target",
             fix="give another",
         )
@@ -121,7 +124,12 @@ def _run(command: Sequence[str], name: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
-        raise ModelError(f"{name} ended with {done.returncode}", got=said[-1][:300])
+        raise ModelError(
+            f"{name} ended with {done.returncode}",
+            got=said[-1][:300],
+            expected="exit code 0",
+            fix="run it by hand: " + " ".join(command),
+        )
 
 
 def measure(

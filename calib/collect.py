@@ -100,8 +100,8 @@ def collect(
     for name, histogram in histograms.items():
         if histogram.min == histogram.max or not histogram.count:
             raise CalibrationError(
-                f"tensor {name!r} is "
-                + (f"{histogram.min:g} everywhere" if histogram.count else "empty")
+                f"tensor {name!r} has no range",
+                got=(f"{histogram.min:g} everywhere" if histogram.count else "no element")
                 + f" in all {len(images)} images",
                 expected="values that differ",
                 fix="check the weights, --preprocess and the images",

@@ -151,7 +151,8 @@ def covariances(
             own = (seed < 0, abs(seed), index, zlib.crc32(layer.name.encode()))
             if not sums[layer.name].add(held[layer.tensor][0], np.random.default_rng(own)):
                 raise CalibrationError(
-                    f"tensor {layer.tensor!r} held NaN or infinity for image {sample.path}",
+                    f"tensor {layer.tensor!r} cannot be observed in image {sample.path}",
+                    got="NaN or infinity",
                     expected="finite values",
                     fix="check the weights and --preprocess",
                 )

@@ -182,7 +182,8 @@ def _require_known(keep: Iterable[str], names: Iterable[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, 3)
             raise ConfigError(
-                f"there is no layer {name!r} to keep in high precision",
+                "there is no such layer to keep in high precision",
+                got=repr(name),
                 expected=("perhaps " if near else "one of ") + ", ".join(near or known),
                 fix="mend the name; 'vggdeploy budget' lists a network's",
             )

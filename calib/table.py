@@ -100,6 +100,7 @@ class CalibrationTable:
         if entry is None:
             raise CalibrationError(
                 f"the calibration table has no entry for tensor {name!r}",
+                got=f"entries for {len(self.tensors)} others",
                 expected="a table made from this model",
                 fix="calibrate again",
             )
@@ -110,6 +111,7 @@ class CalibrationTable:
                 f"the calibration table has no {'rescaled ' if own else ''}threshold of tensor "
                 f"{name!r} for {kind.dtype}",
                 got=", ".join(thresholds) or "none",
+                expected="a table made for this target",
                 fix="calibrate again",
             )
         return thresholds[kind.dtype] / kind.qmax
@@ -172,7 +174,10 @@ class CalibrationTable:
             return cls(tensors, dict(said["source"]))
         except FileNotFoundError as error:
             raise CalibrationError(
-                f"calibration table {path} does not exist", fix="check the path"
+                f"calibration table {path} does not exist",
+                got="nothing there",
+                expected="a table that 'vggdeploy calibrate' wrote",
+                fix="check the path",
             ) from error
         except (
             OSError,
@@ -280,7 +285,8 @@ def calibrate(
     """
     if method not in METHODS:
         raise ConfigError(
-            f"unknown method {method!r}",
+            "unknown method",
+            got=repr(method),
             expected="one of " + ", ".join(METHODS),
             fix="choose one with --method",
         )

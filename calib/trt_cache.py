@@ -97,7 +97,8 @@ class TrtCache:
             entry = self.entries[point.name]
             if entry.scale == 0:
                 raise CalibrationError(
-                    f"{self.where}, line {entry.line}: the scale of tensor {point.name!r} is 0",
+                    f"{self.where}, line {entry.line}: the scale of tensor {point.name!r} is wrong",
+                    got="0",
                     expected="above 0, since the tensor is quantized",
                     fix="calibrate again on images that this tensor answers to",
                 )
@@ -130,6 +131,7 @@ class TrtCache:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         return CalibrationError(
             f"{self.where} has no scale for tensor {missing[0]!r}{more}",
+            got=f"scales for {wanted - len(missing)}",
             expected=f"one for each of the {wanted} tensors that are quantized",
             fix="calibrate the graph that 'vggdeploy export' writes",
         )
@@ -149,7 +151,10 @@ def parse(content: bytes, where: str) -> TrtCache:
     again = "write or copy the cache again"
     if not content.strip():
         raise CalibrationError(
-            f"{where} is empty", expected="a TensorRT calibration cache", fix=again
+            f"{where} is empty",
+            got="no text",
+            expected="a TensorRT calibration cache",
+            fix=again,
         )
     try:
         text = content.decode("utf-8")
@@ -157,7 +162,10 @@ def parse(content: bytes, where: str) -> TrtCache:
         text = "\0"
     if "\0" in text:
         raise CalibrationError(
-            f"{where} is a binary file", expected="a TensorRT calibration cache, text", fix=again
+            f"{where} is a binary file",
+            got="bytes that are no text",
+            expected="a TensorRT calibration cache, text",
+            fix=again,
         )
     # Not splitlines: a tensor's name may hold what Unicode calls the end of a line.
     first, *rest = (line.rstrip() for line in text.split("\n"))
@@ -183,7 +191,10 @@ def parse(content: bytes, where: str) -> TrtCache:
         entries[name] = Entry(scale, number)
     if not entries:
         raise CalibrationError(
-            f"{where} has a header and no tensor", expected="a line a tensor", fix=again
+            f"{where} has a header and no tensor",
+            got="a header alone",
+            expected="a line a tensor below it",
+            fix=again,
         )
     return TrtCache(where, first, entries)
 
@@ -249,7 +260,8 @@ def version_digits(version: str) -> str:
         int(parts[0]) not in (8, 10)
     ):
         raise ConfigError(
-            f"no calibration cache can be written for TensorRT {version!r}",
+            "no calibration cache can be written for this version of TensorRT",
+            got=repr(version),
             expected="8.x or 10.x, such as 8.6.1 or 10.3.0; 11 reads none",
             fix="give --trt-version what 'trtexec --version' says on the device",
         )
@@ -273,7 +285,8 @@ def _digits(scale: float, name: str) -> str:
 def _writable(name: str) -> str:
     if not name.strip() or "\n" in name or "\0" in name:
         raise CalibrationError(
-            f"tensor {name!r} has a name that a calibration cache cannot hold",
+            "a calibration cache cannot hold the name of a tensor",
+            got=repr(name),
             expected="a name in one line",
             fix="rename the tensor in the graph, or leave out --emit-trt-cache",
         )

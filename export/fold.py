@@ -205,6 +205,7 @@ def _require_finite(node: ir.Node, content: NDArray[np.float32]) -> None:
     if not np.isfinite(content).all():
         raise ModelError(
             f"what follows {graphs.label(node)} makes its weights NaN or infinite",
+            got=f"{np.count_nonzero(~np.isfinite(content)):,} such weights",
             expected="a BatchNorm with a variance above 0, and no division by 0",
             fix="export the model again",
         )

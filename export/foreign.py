@@ -52,6 +52,7 @@ def adopt(source: Path, out_dir: Path) -> Path:
     if not any(graphs.weighted(model)):
         raise ModelError(
             f"ONNX file {source} has no convolution or matrix product with constant weights",
+            got=f"{len(model.graph)} other nodes",
             expected="a VGG-like network",
             fix="export it with its weights inside",
         )
@@ -98,6 +99,7 @@ def _require_inference(model: ir.Model, source: Path) -> None:
         if flag or graphs.attribute(node, "training_mode", 0):
             raise ModelError(
                 f"ONNX file {source}: {graphs.label(node)} is in training mode",
+                got="a graph for training",
                 expected="a graph for inference",
                 fix="export it in evaluation mode (model.eval() in torch)",
             )
@@ -113,6 +115,7 @@ def _require_finite(model: ir.Model, source: Path) -> None:
         if np.isnan(content).any() or (content.size > 1 and not np.isfinite(content).all()):
             raise ModelError(
                 f"ONNX file {source}: tensor {name!r} holds NaN or infinity",
+                got=f"{np.count_nonzero(~np.isfinite(content)):,} such elements",
                 expected="finite weights",
                 fix="export the model again",
             )
@@ -134,9 +137,9 @@ def _known_operators(model: ir.Model, source: Path) -> None:
     for node in model.graph.all_nodes():
         if node.domain or not onnx.defs.has(node.op_type, opset, ""):
             raise ModelError(
-                f"ONNX file {source}: unsupported operator "
-                f"{(node.domain + '.') if node.domain else ''}{node.op_type} "
-                f"at node {node.name or node.outputs[0].name!r}",
+                f"ONNX file {source}: unsupported operator at node "
+                f"{node.name or node.outputs[0].name!r}",
+                got=f"{node.domain + '.' if node.domain else ''}{node.op_type}",
                 expected=f"operators of ONNX's own opset {opset}",
                 fix="export the model without custom operators",
             )

@@ -153,6 +153,7 @@ def writing(place: Path) -> Iterator[None]:
             raise MissingError(
                 f"no space left to write {place}",
                 got=f"{free / 1e6:,.0f} MB free",
+                expected="room for all of it",
                 fix="free some space, or choose another disk with --out or VGGDEPLOY_CACHE",
             ) from error
         if error.errno in _DENIED or isinstance(
@@ -161,6 +162,7 @@ def writing(place: Path) -> Iterator[None]:
             raise ConfigError(
                 f"{place} cannot be written",
                 got=error.strerror,
+                expected="a place that can be written to",
                 fix="choose another place with --out, --json or VGGDEPLOY_CACHE",
             ) from error
         raise
@@ -173,6 +175,7 @@ def _make_parent(place: Path) -> None:
         raise ConfigError(
             f"{place} cannot be written",
             got=f"no folder {place.parent}, and none can be made",
+            expected="a folder that exists, or can be made",
             fix="choose another place with --out, --json or VGGDEPLOY_CACHE",
         ) from error
 

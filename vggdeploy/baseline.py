@@ -99,6 +99,7 @@ def update(path: Path, paths: Sequence[Path], reason: str) -> dict[str, Any]:
     if given.get("bench", {}).get("partial"):
         raise ResultError(
             "the measurement was interrupted",
+            got="a partial result of bench",
             expected="a whole one to hold others against",
             fix="measure again",
         )

@@ -35,7 +35,12 @@ def options(flags: Mapping[str, Any]) -> BenchOptions:
     if chosen.mlperf:
         logs = chosen.logs or _beside(flags["json"], flags["bundle"])
         if logs.exists() and not (logs.is_dir() and (flags["force"] or not any(logs.iterdir()))):
-            raise ConfigError(f"{logs} exists", fix="give --force, or another --logs")
+            raise ConfigError(
+                f"{logs} exists",
+                got="a folder with files in it" if logs.is_dir() else "a file",
+                expected="a free path",
+                fix="give --force, or another --logs" if logs.is_dir() else "give another --logs",
+            )
         chosen = dataclasses.replace(chosen, logs=logs)
     chosen.check()
     return chosen
@@ -153,5 +158,6 @@ def refuse_partial(result: Mapping[str, Any] | None, destination: str | None) ->
         "the measurement was interrupted",
         got=f"{samples} samples, "
         + (f"kept in {destination} as partial" if destination else "shown and not kept"),
+        expected="a whole measurement",
         fix="run it again for a whole one",
     )

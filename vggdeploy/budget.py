@@ -120,7 +120,8 @@ def budget(
     """
     if precision not in PRECISIONS:
         raise ConfigError(
-            f"unknown precision {precision!r}",
+            "unknown precision",
+            got=repr(precision),
             expected="one of " + ", ".join(PRECISIONS),
             fix="choose one with --precision",
         )

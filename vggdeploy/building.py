@@ -97,8 +97,8 @@ class Build(Calibration):
             calibration_file.refuse(options)
             if options.max_drop is not None:
                 raise ConfigError(
-                    f"--max-drop keeps layers of a quantized network in high precision, and "
-                    f"{options.target} quantizes none",
+                    "--max-drop keeps layers of a quantized network in high precision",
+                    got=f"{options.target}, which quantizes none",
                     expected="an INT8 target",
                     fix="drop it, or build ov-int8",
                 )
@@ -116,6 +116,7 @@ class Build(Calibration):
             raise ConfigError(
                 "--max-drop does not go with --dla, which quantizes the whole network by itself",
                 got=f"--max-drop {options.max_drop} and --dla {options.dla}",
+                expected="either alone",
                 fix="drop one of them",
             )
         self.given = calibration_file.given(options, self.source)

@@ -90,7 +90,10 @@ class Probes:
                 probes = cls(file["images"], file["reference"], labels)
         except (OSError, ValueError, LookupError, EOFError, TypeError, zipfile.BadZipFile) as error:
             raise BundleError(
-                f"{path} cannot be read", got=error, fix="build the bundle again"
+                f"{path} cannot be read",
+                got=error,
+                expected="the probes that 'vggdeploy build' wrote",
+                fix="build the bundle again",
             ) from error
         if probes.images.ndim != 4 or len(probes.images) != len(probes.reference):
             raise BundleError(
@@ -139,6 +142,7 @@ class Bundle:
         if GRAPH not in self.manifest["files"]:
             raise BundleError(
                 f"bundle {self.path} holds no graph",
+                got=", ".join(self.manifest["files"]) or "no file",
                 expected=f"{GRAPH}, which the engine is compiled from",
                 fix="build it again with this version",
             )
@@ -192,6 +196,7 @@ def open_bundle(path: Path) -> Bundle:
         if name not in manifest["files"]:
             raise BundleError(
                 f"bundle {path}: {MANIFEST} has no digest of {name}",
+                got=f"those of {', '.join(manifest['files']) or 'no file'}",
                 expected="a digest of every file that is read",
                 fix=again,
             )
@@ -200,11 +205,17 @@ def open_bundle(path: Path) -> Bundle:
         if Path(name).name != name or file.is_symlink():
             raise BundleError(
                 f"bundle {path}: {name!r} points outside of it",
-                expected="plain files",
+                got="a symbolic link" if file.is_symlink() else "a path through folders",
+                expected="plain files in the bundle's folder",
                 fix="do not use this bundle",
             )
         if not file.is_file():
-            raise BundleError(f"bundle {path}: {name} is missing", fix=again)
+            raise BundleError(
+                f"bundle {path}: {name} is missing",
+                got="no such file",
+                expected="every file that the manifest names",
+                fix=again,
+            )
         if file.stat().st_size != said["size"] or digests.sha256_file(file) != said["sha256"]:
             raise BundleError(
                 f"bundle {path}: {name} has been altered",
@@ -231,9 +242,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
             expected="a folder that 'vggdeploy build' made",
             fix="check the path",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(
-            f"{file} cannot be read", got=error, fix="build the bundle again"
+            f"{file} cannot be read",
+            got=error,
+            expected="the manifest that 'vggdeploy build' wrote",
+            fix="build the bundle again",
         ) from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         got = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
@@ -325,7 +339,12 @@ def holds(path: Path, key: str, *, force: bool) -> bool:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return False
     if not (path / MANIFEST).is_file():
-        raise BundleError(f"{path} exists and is no bundle", fix="choose another place with --out")
+        raise BundleError(
+            f"{path} exists and is no bundle",
+            got=f"no {MANIFEST} in it" if path.is_dir() else "a file",
+            expected="a free path, or a bundle",
+            fix="choose another place with --out",
+        )
     try:
         same = read_manifest(path)["build"]["key"] == key
     except BundleError:
@@ -334,6 +353,7 @@ def holds(path: Path, key: str, *, force: bool) -> bool:
         if not force:
             raise BundleError(
                 f"{path} holds a bundle built from other inputs",
+                got="another build key",
                 expected="a place that is free",
                 fix="give --force to replace it, or choose another --out",
             )

@@ -102,10 +102,12 @@ class Calibration(Job):
         super().__init__(options, reporter)
         if options.method not in calib.METHODS:
             raise ConfigError(
-                f"unknown method {options.method!r}",
+                "unknown method",
+                got=repr(options.method),
                 expected="one of " + ", ".join(calib.METHODS),
                 fix="choose one with --method",
             )
+        observers.require_known(options.calib_precision)
         self.rounding = _rounding(options)
         if options.emit_trt_cache or options.portable:
             trt_cache.version_digits(options.trt_version)
@@ -266,7 +268,8 @@ def _rounding(options: BuildOptions) -> calib.SecondOrder | None:
     ):
         if value not in known:
             raise ConfigError(
-                f"unknown --{flag} {value!r}",
+                f"unknown --{flag}",
+                got=repr(value),
                 expected="one of " + ", ".join(known),
                 fix="choose one of them",
             )
@@ -282,6 +285,7 @@ def _rounding(options: BuildOptions) -> calib.SecondOrder | None:
             raise ConfigError(
                 "--bias-correction goes with second-order rounding, which measures what it needs",
                 got="--weight-rounding nearest",
+                expected="--weight-rounding gptq",
                 fix="drop one of them",
             )
         return None

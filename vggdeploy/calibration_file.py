@@ -120,6 +120,7 @@ def given(options: BuildOptions, source: Source) -> CalibrationFile | None:
         raise ConfigError(
             "--method does not go with --calibration",
             got=f"--method {options.method} and --calibration {options.calibration}",
+            expected="either alone",
             fix="drop one of them, or its setting: a calibration's method was chosen when it was "
             "made",
         )
@@ -141,6 +142,7 @@ def refuse(options: BuildOptions) -> None:
         if value:
             raise ConfigError(
                 f"{flag} makes no difference to {options.target}",
+                got="a target that is not calibrated",
                 expected="an INT8 target",
                 fix="drop it, or its setting, or choose another --target",
             )
@@ -160,11 +162,17 @@ def read(path: Path) -> CalibrationFile:
                 content += file.read()
     except FileNotFoundError as error:
         raise CalibrationError(
-            f"calibration {path} does not exist", fix="check the path"
+            f"calibration {path} does not exist",
+            got="nothing there",
+            expected="a calibration table, or TensorRT's calibration cache",
+            fix="check the path",
         ) from error
     except OSError as error:
         raise CalibrationError(
-            f"calibration {path} cannot be read", got=error.strerror, fix="check the path"
+            f"calibration {path} cannot be read",
+            got=error.strerror,
+            expected="a calibration table, or TensorRT's calibration cache",
+            fix="check the path",
         ) from error
     sha256 = hashlib.sha256(content).hexdigest()
     if head.startswith(b"{"):

@@ -128,7 +128,7 @@ def metadata(path: Path) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             said = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
     kinds = {"arch": str, "num_classes": int, "width_divisor": int, "preprocess": str}
     if not isinstance(said, dict):

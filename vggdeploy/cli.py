@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,8 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="VGG networks from torch to a verified, measured INT8 engine on a device.",
     epilog="Exit codes: 0 done or passed; 1 a gate failed or was inconclusive, or a build or "
-    "tune cannot meet its bound; 2 bad input or usage; 3 something this machine lacks. --debug, anywhere, "
-    "shows tracebacks.",
+    "tune cannot meet its bound; 2 bad input or usage; 3 something this machine lacks; 130 "
+    "interrupted. --debug, anywhere, shows tracebacks.",
 )
 terminal = Terminal()
 
@@ -565,6 +565,7 @@ def main(arguments: list[str] | None = None, program: typer.Typer = app) -> int:
             raise errors.ConfigError(
                 "an argument is empty",
                 got=" ".join(repr(word) if word == "" else word for word in given),
+                expected="none that is empty",
                 fix="give it a value; a shell variable may be unset",
             )
         code = int(
@@ -576,15 +577,20 @@ def main(arguments: list[str] | None = None, program: typer.Typer = app) -> int:
         terminal.line(f"error: {error}", style="red")
         return error.exit_code
     except MemoryError as error:
-        terminal.line(
-            f"error: there is not enough memory: {error} -- use a smaller --batch, or a machine "
-            "with more",
-            style="red",
+        lacking = errors.MissingError(
+            "there is not enough memory",
+            got=error,
+            expected="room for the network and the batch",
+            fix="use a smaller --batch, or a machine with more",
         )
-        return errors.EXIT_MISSING
+        terminal.line(f"error: {lacking}", style="red")
+        return lacking.exit_code
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own usage errors
-            error.show()
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()
+            else:
+                terminal.line(f"error: {_usage(error)}", style="red")
             return int(error.exit_code)
         if debug:
             traceback.print_exc()
@@ -598,6 +604,19 @@ def main(arguments: list[str] | None = None, program: typer.Typer = app) -> int:
     if code == errors.EXIT_INTERRUPTED:
         terminal.line("interrupted: nothing half-written was left")
     return code
+
+
+def _usage(error: Any) -> errors.ConfigError:
+    """What typer says of words that it cannot make a command of."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "vggdeploy"
+    said = error.format_message().rstrip(".").removeprefix("Got ")
+    return errors.ConfigError(
+        "the command line is wrong",
+        got=said[:1].lower() + said[1:],
+        expected=f"what '{command}' takes",
+        fix=f"see '{command} --help'",
+    )
 
 
 def entry() -> None:

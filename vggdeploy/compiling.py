@@ -112,7 +112,9 @@ def compile_bundle(
     target = targets.get(opened.target)
     if not target.keeps_graph:
         raise ConfigError(
-            f"bundle {path} needs no compiling: {target.name} compiles when it is opened",
+            f"bundle {path} needs no compiling",
+            got=f"one of {target.name}, which compiles when it is opened",
+            expected="one of a TensorRT target",
             fix=f"use it as it is, as with 'vggdeploy verify {path}'",
         )
     place = out or path
@@ -169,10 +171,16 @@ def _refuse_taken(place: Path, path: Path, force: bool) -> None:
     if place.is_dir() and not any(place.iterdir()):
         return
     if not (place / bundle.MANIFEST).is_file():
-        raise BundleError(f"{place} exists and is no bundle", fix="choose another place with --out")
+        raise BundleError(
+            f"{place} exists and is no bundle",
+            got=f"no {bundle.MANIFEST} in it" if place.is_dir() else "a file",
+            expected="a free path, or a bundle",
+            fix="choose another place with --out",
+        )
     if not force:
         raise BundleError(
             f"{place} holds another bundle",
+            got="a bundle that would be replaced",
             expected="a place that is free",
             fix="give --force to replace it, or choose another --out",
         )
@@ -181,7 +189,12 @@ def _refuse_taken(place: Path, path: Path, force: bool) -> None:
 def _require_available(target: Target) -> None:
     here = target.availability()
     if not here.ok:
-        raise MissingError(f"{target.name} cannot be compiled here: {here.reason}", fix=here.fix)
+        raise MissingError(
+            f"{target.name} cannot be compiled here",
+            got=here.reason,
+            expected=f"what {target.name} is compiled with",
+            fix=here.fix,
+        )
 
 
 def _add_layers(path: Path, layers: Any) -> None:

@@ -37,16 +37,22 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
             continue
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             raise ConfigError(
-                f"settings file {path} cannot be read", got=error, fix="mend the file"
+                f"settings file {path} cannot be read",
+                got=error,
+                expected="TOML in UTF-8",
+                fix="mend the file",
             ) from error
         if name == SHARED:
             tool = table.get("tool", {})
             table = tool.get("vggdeploy", {}) if isinstance(tool, dict) else tool
         if not isinstance(table, dict):
             raise ConfigError(
-                f"{path}: tool.vggdeploy is no table", got=type(table).__name__, fix="mend the file"
+                f"{path}: tool.vggdeploy is no table",
+                got=type(table).__name__,
+                expected="a table",
+                fix="mend the file",
             )
         if table:
             return table, str(path)
@@ -100,7 +106,8 @@ def require_known(key: str, names: Iterable[str], where: str, what: str = "key")
         return
     near = difflib.get_close_matches(key, known, 1)
     raise ConfigError(
-        f"{where}: unknown {what} {key!r}",
+        f"{where}: unknown {what}",
+        got=repr(key),
         expected=f"perhaps {near[0]!r}" if near else "one of " + ", ".join(known),
         fix="rename or remove it",
     )

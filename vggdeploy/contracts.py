@@ -342,7 +342,12 @@ class Runner(ABC):
 
     def __enter__(self) -> Self:
         if self._open:
-            raise RunnerError(f"{self.name} is open already", fix="use one 'with' at a time")
+            raise RunnerError(
+                f"{self.name} is open already",
+                got="a second 'with'",
+                expected="a closed runner",
+                fix="use one 'with' at a time",
+            )
         self._start()
         self._open = True
         return self
@@ -410,7 +415,12 @@ class Runner(ABC):
 
     def _checked(self, batch: Batch) -> Batch:
         if not self._open:
-            raise RunnerError(f"{self.name} is not open", fix="call it inside 'with runner:'")
+            raise RunnerError(
+                f"{self.name} is not open",
+                got="a closed runner",
+                expected="an open one",
+                fix="call it inside 'with runner:'",
+            )
         if not self.input.accepts(batch):
             raise RunnerError(
                 f"{self.name}: input {self.input.name!r} does not fit",
@@ -484,8 +494,9 @@ class Target(ABC):
         """
         if cpu_isa != DEFAULT_CPU:
             raise ConfigError(
-                f"--cpu-isa {cpu_isa} makes no difference to {self.name}",
-                expected="an OpenVINO INT8 target",
+                f"--cpu-isa makes no difference to {self.name}",
+                got=f"--cpu-isa {cpu_isa}",
+                expected=f"{DEFAULT_CPU}, or an OpenVINO INT8 target",
                 fix="drop it, or build ov-int8",
             )
         return self.dialect

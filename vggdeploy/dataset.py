@@ -142,11 +142,15 @@ def scan(root: Path) -> Dataset:
         present = root.is_dir()
     except OSError as error:
         raise DatasetError(
-            f"image folder {root} cannot be read", got=error, fix="check its permissions"
+            f"image folder {root} cannot be read",
+            got=error,
+            expected="a folder that may be read",
+            fix="check its permissions",
         ) from error
     if not present:
         raise DatasetError(
             f"image folder {root} {'is no folder' if root.exists() else 'does not exist'}",
+            got="a file" if root.exists() else "nothing there",
             expected="a folder of class folders, or of images",
             fix="check the path",
         )
@@ -182,7 +186,10 @@ def scan(root: Path) -> Dataset:
                 found += [Sample(path, classes[folder.name]) for path in paths]
     except OSError as error:
         raise DatasetError(
-            f"image folder {root} cannot be read", got=error, fix="check its permissions"
+            f"image folder {root} cannot be read",
+            got=error,
+            expected="a folder that may be read",
+            fix="check its permissions",
         ) from error
     if not found:
         raise DatasetError(
@@ -211,7 +218,8 @@ def _images(folder: Path, *, recurse: bool) -> tuple[list[Path], int]:
         if not path.is_file():
             raise DatasetError(
                 f"image {path} is no file",
-                got="a dangling link" if path.is_symlink() else "something else",
+                got="a dangling link" if path.is_symlink() else "a pipe, a socket or a device",
+                expected="an image file",
                 fix="remove or replace it",
             )
     return images, len(paths) - len(images)
@@ -231,6 +239,7 @@ def class_indices(names: Sequence[str]) -> dict[str, int]:
         if wordnet.get(name) not in known:
             raise DatasetError(
                 f"class folder {name!r} is not one of ImageNet's 1,000 WordNet ids",
+                got=f"the id {wordnet[name]}" if name in wordnet else "no id",
                 expected="every class folder named by such an id, or none",
                 fix="rename or remove the folder",
             )
@@ -261,7 +270,12 @@ def decode(path: Path) -> Image.Image:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
             return _rgb(image, path)
     except FileNotFoundError as error:
-        raise DatasetError(f"image {path} does not exist", fix="check the path") from error
+        raise DatasetError(
+            f"image {path} does not exist",
+            got="nothing there",
+            expected="an image file",
+            fix="check the path",
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DatasetError(
             f"image {path} is too large",
@@ -271,7 +285,10 @@ def decode(path: Path) -> Image.Image:
         ) from error
     except UnidentifiedImageError as error:
         raise DatasetError(
-            f"image {path} is of no known format", fix="remove it, or convert it to PNG"
+            f"image {path} is of no known format",
+            got="content that Pillow does not know",
+            expected="an image such as PNG or JPEG",
+            fix="remove it, or convert it to PNG",
         ) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DatasetError(

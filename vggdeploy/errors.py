@@ -15,8 +15,9 @@
     ├── MissingError               exit 3: this machine lacks something
     └── PartialError               exit 130: Ctrl-C; what there was by then is kept
 
-A message answers four questions in one line: what went wrong, what was got, what was expected,
-and how to mend it. A vendor's exception is mapped to one of these and kept as ``__cause__``.
+A message answers four questions in one line, ``what: got G, expected E -- fix``: what went wrong,
+what was got, what was expected, and how to mend it. None of them can be left out. A vendor's
+exception is mapped to one of these and kept as ``__cause__``.
 """
 
 from __future__ import annotations
@@ -36,16 +37,14 @@ class VggdeployError(Exception):
 
     Args:
         what: what went wrong, naming the file, tensor, flag or target.
-        got: what was found, where there is something to show.
+        got: what was found: the value, the kind of file, a vendor's exception.
         expected: what would have been right.
         fix: what to do about it.
     """
 
     exit_code = EXIT_INPUT
 
-    def __init__(
-        self, what: str, *, got: object = None, expected: object = None, fix: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, got: object, expected: object, fix: str) -> None:
         self.what = what
         self.got = got
         self.expected = expected
@@ -53,15 +52,14 @@ class VggdeployError(Exception):
         super().__init__(self._line())
 
     def _line(self) -> str:
-        details = [
-            f"{label} {value}"
-            for label, value in (("got", self.got), ("expected", self.expected))
-            if value is not None
-        ]
-        line = self.what + (": " + ", ".join(details) if details else "")
-        if self.fix:
-            line += f" -- {self.fix}"
+        line = f"{self.what}: got {_shown(self.got)}, expected {self.expected} -- {self.fix}"
         return " ".join(line.split())
+
+
+def _shown(value: object) -> str:
+    """A value in a message; an exception that says nothing shows its name."""
+    text = "" if value is None else str(value).strip()
+    return text or (type(value).__name__ if isinstance(value, BaseException) else "nothing")
 
 
 class ConfigError(VggdeployError):
@@ -123,7 +121,9 @@ def missing_package(package: str, extra: str, purpose: str) -> MissingError:
         purpose: what needs it, as the beginning of a sentence.
     """
     return MissingError(
-        f"{purpose} needs the package {package}, which is not installed",
+        f"{purpose} needs the package {package}",
+        got="none installed",
+        expected=f"what the extra {extra!r} brings",
         fix=f"pip install 'vggdeploy[{extra}]'",
     )
 

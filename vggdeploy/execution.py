@@ -53,10 +53,10 @@ class Execution:
         """What to know before trusting the outputs."""
         if self.emulator is None:
             return self.target.cautions(opened, options)
-        said = f"emulated on the CPU, as its graph is defined, since {self.reason}"
+        caution = f"emulated on the CPU, as its graph is defined, since {self.reason}"
         if not opened.compiled:
-            said += f"; there is no engine yet: {compile_command(opened)} makes it on the device"
-        return (said,)
+            caution += f"; there is no engine yet: {compile_command(opened)} makes it on the device"
+        return (caution,)
 
 
 def native(opened: Bundle, device: str) -> Execution:
@@ -70,7 +70,9 @@ def native(opened: Bundle, device: str) -> Execution:
         raise reason
     if not opened.compiled:
         raise MissingError(
-            f"bundle {opened.path} has no engine yet: it is portable, and was not compiled here",
+            f"bundle {opened.path} has no engine yet",
+            got="a portable one, not compiled here",
+            expected="an engine for this device",
             fix=compile_command(opened),
         )
     return Execution(targets.get(opened.target))
@@ -95,11 +97,13 @@ def choose(opened: Bundle, device: str, *, only_native: bool = False) -> Executi
         return native(opened, device)
     if (opened.manifest.get("recipe") or {}).get("dla_core") is not None:
         raise MissingError(
-            f"{lacking.what}, and bundle {opened.path} cannot be emulated: DLA quantizes by itself, "
-            "and its graph is the float one",
+            f"bundle {opened.path} cannot be emulated, since DLA quantizes by itself and its graph "
+            "is the float one",
+            got=said(lacking),
+            expected=lacking.expected,
             fix=lacking.fix,
         )
-    return Execution(target, emulator(target, lacking), _said(lacking))
+    return Execution(target, emulator(target, lacking), said(lacking))
 
 
 def emulator(target: Target, lacking: MissingError) -> GraphTarget:
@@ -112,8 +116,10 @@ def emulator(target: Target, lacking: MissingError) -> GraphTarget:
         return sources.float_target()
     except MissingError as error:
         raise MissingError(
-            f"{lacking.what}, and to emulate it on the CPU takes OpenVINO, which is not here",
-            fix=f"{lacking.fix}, or: {error.fix}" if lacking.fix else error.fix,
+            f"{said(lacking)}, and to emulate it on the CPU takes OpenVINO",
+            got=error.got,
+            expected=lacking.expected,
+            fix=f"{lacking.fix}, or: {error.fix}",
         ) from error
 
 
@@ -139,5 +145,6 @@ def _lacking(target: Target, device: str) -> MissingError | None:
     return None
 
 
-def _said(error: MissingError) -> str:
-    return error.what if error.got is None else f"{error.what} ({error.got})"
+def said(error: MissingError) -> str:
+    """What is lacking and why, as a part of a sentence."""
+    return f"{error.what}: {error.got}"

@@ -158,13 +158,17 @@ def by_kind(results: Sequence[Result]) -> dict[str, Result]:
         kind = str(_look(result, "kind"))
         if kind not in ("build", "verify", "bench"):
             raise ResultError(
-                f"a result of kind {kind!r} has nothing to gate",
+                "a result has nothing to gate",
+                got=f"kind {kind!r}",
                 expected="results of build, verify, bench or run",
                 fix="give another file",
             )
         if kind in found:
             raise ResultError(
-                f"there are two results of kind {kind!r}", expected="one of each", fix="give one"
+                f"there are two results of kind {kind!r}",
+                got="two",
+                expected="one of each",
+                fix="give one",
             )
         found[kind] = result
     return found
@@ -366,6 +370,7 @@ def _look(result: Any, key: str, kind: type = object) -> Any:
     except (KeyError, TypeError, IndexError) as error:
         raise ResultError(
             f"a result has no usable {key!r}",
+            got="none" if isinstance(error, KeyError) else error,
             expected="JSON that a command's --json wrote",
             fix="run the command again with this version",
         ) from error

@@ -153,7 +153,8 @@ def rates(compute_capability: str, name: str = "") -> Rates:
     """
     if compute_capability not in RATES:
         raise ConfigError(
-            f"no rates are known for compute capability {compute_capability!r}",
+            "no rates are known for this compute capability",
+            got=repr(compute_capability),
             expected="one of " + ", ".join(RATES),
             fix="measure with a GPU of the table, or add its row to vggdeploy/gpus.py",
         )
@@ -185,7 +186,8 @@ def peak(
     found = {"fp32": row.fp32, "tf32": tf32, "fp16": row.fp16, "int8": row.int8}
     if precision not in found:
         raise ConfigError(
-            f"no GPU rate is known for precision {precision!r}",
+            "no GPU rate is known for this precision",
+            got=repr(precision),
             expected="one of " + ", ".join(found),
             fix="choose a TensorRT target",
         )
@@ -195,6 +197,7 @@ def peak(
         raise MissingError(
             f"a GPU of compute capability {compute_capability} has no {precision} arithmetic",
             got=has,
+            expected=f"{precision} among them",
             fix=f"build a target of {has} for it",
         )
     return rate * sms * clock_hz

@@ -41,7 +41,12 @@ def read(path: Path) -> ir.Model:
     except ImportError as error:
         raise missing_package("onnx_ir", "export", "an ONNX graph") from error
     if not path.is_file():
-        raise ModelError(f"ONNX file {path} does not exist", fix="check the path")
+        raise ModelError(
+            f"ONNX file {path} {'is no file' if path.exists() else 'does not exist'}",
+            got="a folder" if path.is_dir() else "nothing there",
+            expected="an ONNX graph",
+            fix="check the path",
+        )
     try:
         model = onnx_ir.load(path)
         for tensor in _external_tensors(model):
@@ -57,7 +62,10 @@ def read(path: Path) -> ir.Model:
         ) from error
     if not len(model.graph):
         raise ModelError(
-            f"ONNX file {path} holds no node", expected="a network", fix="export or copy it again"
+            f"ONNX file {path} holds no node",
+            got="an empty graph",
+            expected="a network",
+            fix="export or copy it again",
         )
     return model
 
@@ -69,6 +77,7 @@ def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
         raise ModelError(
             f"ONNX file {path}: tensor {tensor.name!r} lies outside of its folder",
             got=tensor.location,
+            expected="a path inside of it",
             fix="do not use this file",
         )
     end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
@@ -149,6 +158,7 @@ def check(path: Path) -> None:
         raise ModelError(
             f"ONNX graph {path.name} does not pass ONNX's checker",
             got=str(error).split("\n")[0],
+            expected="a valid graph",
             fix="export the model again",
         ) from error
 

@@ -138,6 +138,7 @@ def resolve(options: BuildOptions) -> Source:
             raise ConfigError(
                 f"{flag} does not go with --model",
                 got=f"{flag} {value} and --model {options.model}",
+                expected="either alone",
                 fix="drop one of them, or its setting: a graph brings weights and shape of its own",
             )
     recipe = preprocessing.load(options.preprocess or "imagenet")
@@ -221,6 +222,7 @@ def _folders(options: BuildOptions, source: Source, store: Cache) -> tuple[Datas
     if options.calib_data is None and not ours:
         raise DatasetError(
             "there are no images to calibrate and to probe with",
+            got="no --calib-data",
             expected="a folder of some hundred images like those the network will see",
             fix="give --calib-data DIR",
         )
@@ -246,6 +248,7 @@ def held_out(source: Source, data: str | None, calibration: Dataset, store: Cach
         raise DatasetError(
             f"every image of {folder.root} calibrates, and none is left to judge on",
             got=f"{len(folder)} images, {len(calibration)} of them calibrate",
+            expected="one at least that does not",
             fix="give --data another folder, or fewer --calib-images",
         )
     return replace(folder, samples=rest)

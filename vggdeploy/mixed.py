@@ -148,6 +148,7 @@ def _choose(
                 got=f"{judge.drop(ranking[:-1]):g} with {ranking[-1]} alone quantized, "
                 f"{whole:g} with every layer, on {judge.images} held-out images "
                 f"({judge.judged})",
+                expected="a drop within it",
                 fix="allow a larger --max-drop, calibrate on more images, or build a float target",
             )
         kept = found

@@ -23,6 +23,21 @@ to four times as fast; where there are but instructions for it (AVX512-BF16) it 
 times, since float32 has the better kernels."""
 
 
+def require_known(precision: str) -> None:
+    """Make sure that activations can be observed in `precision`, as `choose` takes it.
+
+    Raises:
+        ConfigError: for another one.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            "unknown precision for calibration",
+            got=repr(precision),
+            expected="auto, fp32 or bf16",
+            fix="choose one with --calib-precision",
+        )
+
+
 def choose(precision: str, store: Cache) -> GraphTarget:
     """The target that observes activations.
 
@@ -35,12 +50,7 @@ def choose(precision: str, store: Cache) -> GraphTarget:
         ConfigError: for another precision.
         MissingError: when the target is not installed, or this machine has no bf16 arithmetic.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(
-            f"unknown precision {precision!r} for calibration",
-            expected="auto, fp32 or bf16",
-            fix="choose one with --calib-precision",
-        )
+    require_known(precision)
     exact = sources.float_target()
     if precision == "fp32":
         return exact
@@ -50,7 +60,9 @@ def choose(precision: str, store: Cache) -> GraphTarget:
         return exact
     if not here.ok:
         raise MissingError(
-            f"--calib-precision bf16 cannot be had here: {here.reason}",
+            "--calib-precision bf16 cannot be had here",
+            got=here.reason,
+            expected="a CPU that computes in bfloat16",
             fix="give --calib-precision fp32, or auto",
         )
     assert isinstance(narrow, GraphTarget)

@@ -133,6 +133,8 @@ _CHANGES: tuple[tuple[int, tuple[str, ...], Callable[[ir.Graph, ir.Node], None]]
 
 def _stuck(node: ir.Node, why: str) -> ModelError:
     return ModelError(
-        f"{graphs.label(node)} cannot be carried to a newer opset: {why}",
+        f"{graphs.label(node)} cannot be carried to a newer opset",
+        got=why,
+        expected="a graph for inference, of known shapes",
         fix="convert the model with onnx.version_converter, or export it with opset 13 or newer",
     )

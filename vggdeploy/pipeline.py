@@ -148,6 +148,8 @@ def export_graph(options: BuildOptions, reporter: Reporter | None = None) -> dic
     if out.exists() and not (out.is_dir() and {file.name for file in out.iterdir()} <= _EXPORTED):
         raise ConfigError(
             f"{out} is not what an export leaves, and is not replaced",
+            got="a folder of other files" if out.is_dir() else "a file",
+            expected="a free path, or an export",
             fix="choose another place with --out",
         )
     graph = job.export()
@@ -189,7 +191,10 @@ def calibrate(
     if plot is not None:
         if not rank:
             raise ConfigError(
-                "--plot shows what --sensitivity finds", got=plot, fix="give --sensitivity too"
+                "--plot shows what --sensitivity finds",
+                got=f"--plot {plot} alone",
+                expected="both, or neither",
+                fix="give --sensitivity too",
             )
         plots.check(plot, options.force)
     dialect = sensitivity.dialect(options) if rank else None
@@ -201,6 +206,8 @@ def calibrate(
         if cache == out:
             raise ConfigError(
                 f"{out} would be table and TensorRT cache at once",
+                got=f"the ending {out.suffix!r}",
+                expected="another, such as .json",
                 fix="give the table another ending with --out",
             )
         _refuse(cache, options.force)
@@ -228,7 +235,12 @@ def calibrate(
 
 def _refuse(out: Path, force: bool) -> None:
     if out.exists() and not force:
-        raise ConfigError(f"{out} exists", fix="give --force to replace it, or another --out")
+        raise ConfigError(
+            f"{out} exists",
+            got="a folder" if out.is_dir() else "a file",
+            expected="a free path",
+            fix="give --force to replace it, or another --out",
+        )
 
 
 def gate(
@@ -256,6 +268,7 @@ def gate(
         raise ConfigError(
             "--data and --reference go with a bundle, which is verified first",
             got="results alone",
+            expected="a bundle among them",
             fix="drop them, or give the bundle in place of its verification",
         )
     found = [
@@ -350,11 +363,13 @@ def _not_benched(options: BuildOptions, device: str, native: bool) -> str | None
     if lacking is None:
         if options.portable:
             raise ConfigError(
-                f"--portable leaves compiling to the device, and {target.name} runs on this one",
+                "--portable leaves compiling to the device",
+                got=f"{target.name}, which runs on this one",
+                expected="a target whose device is elsewhere",
                 fix="drop it, or build without run",
             )
         return None
     if native or not target.keeps_graph:
         raise lacking
     execution.emulator(target, lacking)
-    return lacking.what
+    return execution.said(lacking)

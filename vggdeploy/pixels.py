@@ -34,7 +34,8 @@ def asked(form: str, target: Target, dla: int | None = None) -> bool:
     """
     if form not in FORMS:
         raise ConfigError(
-            f"unknown input format {form!r}",
+            "unknown input format",
+            got=repr(form),
             expected="one of " + ", ".join(FORMS),
             fix="choose one with --input-format",
         )
@@ -44,6 +45,7 @@ def asked(form: str, target: Target, dla: int | None = None) -> bool:
         raise ConfigError(
             f"{target.name} takes floats alone",
             got=f"--input-format {form}",
+            expected="--input-format float",
             fix="drop it, or build for an OpenVINO or a TensorRT target",
         )
     if dla is not None:
@@ -51,6 +53,7 @@ def asked(form: str, target: Target, dla: int | None = None) -> bool:
             "a DLA core is built for from the float graph, whose calibration cache has no scales "
             "for what comes before the network",
             got=f"--input-format {form} and --dla {dla}",
+            expected="either alone",
             fix="drop one of them",
         )
     return True

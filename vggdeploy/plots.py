@@ -33,11 +33,17 @@ def check(path: Path, force: bool) -> None:
             fix="give --plot another name",
         )
     if path.is_dir() or (path.exists() and not force):
-        raise ConfigError(f"{path} exists", fix="give --force, or another --plot")
+        raise ConfigError(
+            f"{path} exists",
+            got="a folder" if path.is_dir() else "a file",
+            expected="a free path",
+            fix="give another --plot" if path.is_dir() else "give --force, or another --plot",
+        )
     if not path.absolute().parent.is_dir():
         raise ConfigError(
             f"{path} cannot be written",
             got=f"no folder {path.parent}",
+            expected="a folder that exists",
             fix="give --plot the path of a file in a folder that exists",
         )
     errors.require_package("matplotlib", "report", "a chart")

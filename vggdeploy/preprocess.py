@@ -128,7 +128,8 @@ def load(name_or_file: str) -> Preprocess:
     path = Path(name_or_file)
     if path.suffix != ".toml":
         raise ConfigError(
-            f"unknown preprocessing {name_or_file!r}",
+            "unknown preprocessing",
+            got=repr(name_or_file),
             expected="one of " + ", ".join(PRESETS) + ", or a .toml file",
             fix="choose one with --preprocess",
         )
@@ -136,11 +137,17 @@ def load(name_or_file: str) -> Preprocess:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
-            f"preprocessing file {path} does not exist", fix="check the path"
+            f"preprocessing file {path} does not exist",
+            got="nothing there",
+            expected="a .toml file of preprocessing",
+            fix="check the path",
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(
-            f"preprocessing file {path} cannot be read", got=error, fix="mend the file"
+            f"preprocessing file {path} cannot be read",
+            got=error,
+            expected="TOML in UTF-8",
+            fix="mend the file",
         ) from error
     return from_mapping(table, where=str(path))
 
@@ -155,7 +162,8 @@ def from_mapping(table: dict[str, Any], *, where: str) -> Preprocess:
     for key in table:
         if key not in known:
             raise ConfigError(
-                f"{where}: unknown key {key!r}",
+                f"{where}: unknown key",
+                got=repr(key),
                 expected="one of " + ", ".join(sorted(known)),
                 fix="remove or rename it",
             )

@@ -73,6 +73,7 @@ def stage(job: Calibration, graph: Entry) -> Entry:
             raise ModelError(
                 f"no layer of {job.source.name} can have {sparsity.PATTERN} sparsity",
                 got="; ".join(f"{name}: {reason}" for name, reason in done.dense) or "no layer",
+                expected="one at least whose inputs are a multiple of 4",
                 fix="drop --sparsity",
             )
         graphs.write(model, work / _GRAPH, external=True)

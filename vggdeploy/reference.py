@@ -66,6 +66,7 @@ def locate(
                 raise WeightsError(
                     f"the demo weights fit {flag} {only} alone",
                     got=value,
+                    expected=only,
                     fix=f"drop {flag}, or give --weights FILE",
                 )
         network = topology.vgg("vgg16", input_size=input_size)
@@ -77,12 +78,18 @@ def locate(
     )
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise WeightsError(
-            f"unknown weights {source!r}",
+            "unknown weights",
+            got=repr(source),
             expected="demo, imagenet, or a .safetensors, .pth or .pt file",
             fix="choose one with --weights",
         )
     if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist", fix="check the path")
+        raise WeightsError(
+            f"weights file {path} {'is no file' if path.exists() else 'does not exist'}",
+            got="a folder" if path.is_dir() else "nothing there",
+            expected="a checkpoint",
+            fix="check the path",
+        )
     said = checkpoints.metadata(path)
     network = topology.vgg(
         arch or said.get("arch", "vgg16"),
@@ -248,6 +255,7 @@ def _check(weights: Weights, module: torch.nn.Module, state: Mapping[str, torch.
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise WeightsError(
                 f"weights file {weights.path}: {key} holds NaN or infinity",
+                got=f"{int((~value.isfinite()).sum()):,} such numbers",
                 expected="finite numbers",
                 fix="train or copy it again",
             )

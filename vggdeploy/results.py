@@ -37,14 +37,23 @@ def refuse_overwrite(
     path = Path(str(destination))
     if out is not None and path.resolve() == out.resolve():
         raise ConfigError(
-            f"{flag} and --out are one file, {path}", fix="give one of them another name"
+            f"{flag} and --out are one file",
+            got=path,
+            expected="two files",
+            fix="give one of them another name",
         )
     if path.exists() and not force:
-        raise ConfigError(f"{path} exists", fix=f"give --force, or another {flag}")
+        raise ConfigError(
+            f"{path} exists",
+            got="a folder" if path.is_dir() else "a file",
+            expected="a free path",
+            fix=f"give --force, or another {flag}",
+        )
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ConfigError(
             f"{path} cannot be written",
             got="a folder" if path.is_dir() else f"no folder {path.parent}",
+            expected="a file in a folder that exists",
             fix=f"give {flag} the path of a file in a folder that exists",
         )
     atomic.require_writable(path)
@@ -60,6 +69,7 @@ def write(result: Mapping[str, Any], destination: str | None) -> None:
             raise ConfigError(
                 "--json - has nowhere to go",
                 got="a closed standard output",
+                expected="an open one",
                 fix="give --json a file",
             )
         with atomic.writing(Path("standard output")):
@@ -78,7 +88,12 @@ def read(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
-        raise ResultError(f"result {path} does not exist", fix="check the path") from error
+        raise ResultError(
+            f"result {path} does not exist",
+            got="nothing there",
+            expected="JSON that a command's --json wrote",
+            fix="check the path",
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ResultError(
             f"result {path} cannot be read",
@@ -89,6 +104,7 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(result, dict) or "kind" not in result:
         raise ResultError(
             f"{path} is no result",
+            got=f"a {type(result).__name__} without a kind",
             expected="JSON that a command's --json wrote",
             fix="check the path",
         )

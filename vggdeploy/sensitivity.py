@@ -63,8 +63,8 @@ def dialect(options: BuildOptions) -> Dialect:
     found = sources.available(options.target).dialect_for(options.cpu_isa)
     if found is None:
         raise ConfigError(
-            "--sensitivity ranks the layers of a quantized network, and "
-            f"{options.target} quantizes none",
+            "--sensitivity ranks the layers of a quantized network",
+            got=f"{options.target}, which quantizes none",
             expected="an INT8 target",
             fix="give another --target",
         )
@@ -215,6 +215,7 @@ def float_scores(
             if len(parity.not_finite(row)):
                 raise ModelError(
                     f"{onnx.name} gives NaN or infinity",
+                    got=f"{np.count_nonzero(~np.isfinite(row))} of {row.size} scores",
                     expected="finite scores",
                     fix="check the weights and --preprocess",
                 )

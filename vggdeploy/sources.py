@@ -175,6 +175,7 @@ def from_file(path: Path, manifest: Mapping[str, Any]) -> Source:
         if "arch" not in said:
             raise WeightsError(
                 f"{path} cannot be the reference of a foreign network",
+                got=f"a file of the ending {path.suffix!r}",
                 expected="the .onnx file that the bundle was built from",
                 fix="give --reference that file",
             )
@@ -281,7 +282,12 @@ def available(name: str) -> Target:
     target = targets.get(name)
     here = target.availability()
     if not here.ok:
-        raise MissingError(f"target {name} does not work here: {here.reason}", fix=here.fix)
+        raise MissingError(
+            f"target {name} does not work here",
+            got=here.reason,
+            expected=f"what {name} is built with",
+            fix=here.fix,
+        )
     return target
 
 
@@ -302,7 +308,8 @@ def buildable(name: str, *, portable: bool) -> Target:
     if not target.keeps_graph:
         leaves = [other for other in targets.REGISTRY if targets.get(other).keeps_graph]
         raise ConfigError(
-            f"--portable leaves compiling to the device, and {name} is compiled there anyway",
+            "--portable leaves compiling to the device",
+            got=f"{name}, which is compiled there anyway",
             expected="one of " + ", ".join(leaves),
             fix="drop it",
         )
@@ -319,7 +326,12 @@ def runnable(name: str, device: str) -> Target:
     target = available(name)
     here = target.runs_on(device)
     if not here.ok:
-        raise MissingError(f"{name} does not run here: {here.reason}", fix=here.fix)
+        raise MissingError(
+            f"{name} does not run here",
+            got=here.reason,
+            expected=f"all that {name} runs with",
+            fix=here.fix,
+        )
     return target
 
 

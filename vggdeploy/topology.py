@@ -133,7 +133,8 @@ def vgg(
     """
     if arch not in ARCHITECTURES:
         raise ConfigError(
-            f"unknown architecture {arch!r}",
+            "unknown architecture",
+            got=repr(arch),
             expected="one of " + ", ".join(ARCHITECTURES),
             fix="choose one with --arch",
         )

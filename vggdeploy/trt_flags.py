@@ -45,6 +45,7 @@ def tensorrt(options: BuildOptions) -> TrtOptions | None:
             if value is not None:
                 raise ConfigError(
                     f"{flag} makes no difference to {options.target}",
+                    got="a target of another backend",
                     expected=f"a TensorRT target: {', '.join(takers)}",
                     fix="drop it, or its setting, or build trt-int8",
                 )
@@ -65,7 +66,8 @@ def tensorrt(options: BuildOptions) -> TrtOptions | None:
         )
     if options.sparsity not in (None, sparsity.PATTERN):
         raise ConfigError(
-            f"unknown --sparsity {options.sparsity!r}",
+            "unknown --sparsity",
+            got=repr(options.sparsity),
             expected=f"{sparsity.PATTERN}, which is what sparse tensor cores take",
             fix="mend the value, or drop it",
         )

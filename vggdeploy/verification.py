@@ -56,8 +56,9 @@ def verify(
     """
     if reference is not None and data is None:
         raise ConfigError(
-            "--reference goes with --data: the probes carry the reference's scores",
-            got=reference,
+            "--reference goes with --data, since the probes carry the reference's scores",
+            got=f"--reference {reference} alone",
+            expected="both, or neither",
             fix="give --data DIR, or drop --reference",
         )
     reporter = reporter or Silent()

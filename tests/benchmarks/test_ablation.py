@@ -23,7 +23,7 @@ def test_steps_whose_name_holds_a_word() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"), [(["--dialect", "onnx"], "dialect 'onnx'"), (["--only", "zz"], "'zz'")]
+    ("flags", "said"), [(["--dialect", "onnx"], "dialect: got 'onnx'"), (["--only", "zz"], "'zz'")]
 )
 def test_unknown(flags: list[str], said: str, capsys: Any) -> None:
     assert cli.main(flags, program=ablation.app) == 2

@@ -68,7 +68,10 @@ def test_a_child_gets_its_job_and_its_cache_and_says_nothing_on_ours(
     ("raised", "said"),
     [
         (MemoryError(), "out of memory"),
-        (CalibrationError("a tensor is empty", fix="look"), "a tensor is empty -- look"),
+        (
+            CalibrationError("a tensor is empty", got=0, expected="more", fix="look"),
+            "a tensor is empty: got 0, expected more -- look",
+        ),
         (ValueError("two\n lines"), "ValueError: two lines"),
     ],
 )

@@ -29,7 +29,7 @@ def entered(clock: Any, timed: Any) -> list[Contender]:
     def fails(goal: str) -> Any:
         if goal == "throughput":
             raise RuntimeError("no compiler")
-        raise ModelError("no such operator")
+        raise ModelError("no such operator", got=1, expected=2, fix="mend it")
 
     return [
         Contender("fast", "faster", lambda goal: make(0.05, 1, goal)),
@@ -52,7 +52,7 @@ def test_figures_are_exact_and_beside_the_yardstick(entered: Any, clock: Any) ->
     assert rows["batched"].throughput_beside == pytest.approx((2.0, 2.0, 2.0))
     assert rows["batched"].batch == {"latency": 4, "throughput": 4}
     assert rows[BESIDE].latency_beside == (1.0, 1.0, 1.0)
-    assert rows["broken"].note == "failed: no such operator"
+    assert rows["broken"].note == "failed: no such operator: got 1, expected 2 -- mend it"
     assert rows["broken"].to_json()["p50"] is None
     assert races["throughput"][2] == {"broken": "failed: RuntimeError: no compiler"}
     assert latency_peers.cells(rows["fast"])[2:6] == ("50.00", "0.500", "20.00", "2.000")

@@ -185,7 +185,11 @@ raise SystemExit(130)
             "True True INVALID",
             130,
         ),
-        ("raise RunnerError('the device is gone')", "error the device is gone", 2),
+        (
+            "raise RunnerError('gone', got=0, expected=1, fix='mend it')",
+            "error gone: got 0, expected 1 -- mend it",
+            2,
+        ),
     ],
     ids=["ctrl-c", "error"],
 )

@@ -48,7 +48,7 @@ def test_what_a_query_is(options: dict[str, Any], size: int, goal: str) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"scenario": "offline"}, "unknown scenario 'offline': expected latency, throughput"),
+        ({"scenario": "offline"}, "unknown scenario: got 'offline', expected latency, throughput"),
         ({"batch": 0}, "the batch is out of range: got 0.* mend --batch"),
         ({"batches": (1, 0)}, "the batch is out of range: got 0.* mend --batches"),
         ({"seconds": float("nan")}, "the time is out of range"),

@@ -249,8 +249,8 @@ def test_one_that_fails_is_a_row_and_all_that_fail_an_exit_code(
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
     [
-        (["--only", "nobody"], 2, "unknown --only 'nobody'"),
-        (["--cpu-isa", "z80"], 2, "unknown CPU 'z80'"),
+        (["--only", "nobody"], 2, "unknown --only: got 'nobody'"),
+        (["--cpu-isa", "z80"], 2, "unknown CPU: got 'z80'"),
         (["--model", "x.onnx", "--weights", "y.pth"], 2, "does not go with --model"),
     ],
 )

@@ -247,14 +247,14 @@ def test_one_that_cannot_be_run_is_out_and_says_why() -> None:
 
     def runner(candidate: Candidate) -> Runner:
         if candidate.settings.streams == 1:
-            raise ModelError("no such kernel")
+            raise ModelError("no such kernel", got=1, expected=2, fix="mend it")
         return whole(candidate)
 
     world.runner = runner  # type: ignore[method-assign]
     found = world.search(streams(4))
     assert found.winner == Candidate(1, Settings(streams=2))
     bad = trial(found, Candidate(1, Settings(streams=1)))
-    assert bad.out == "it cannot be run: no such kernel"
+    assert bad.out == "it cannot be run: no such kernel: got 1, expected 2 -- mend it"
     assert (bad.kept_until, bad.costs) == (0, {})
 
 
@@ -262,7 +262,7 @@ def test_the_backends_own_choice_must_run() -> None:
     world = World(by_streams({}))
 
     def runner(candidate: Candidate) -> Runner:
-        raise ModelError("nothing runs")
+        raise ModelError("nothing runs", got=1, expected=2, fix="mend it")
 
     world.runner = runner  # type: ignore[method-assign]
     with pytest.raises(ModelError, match="nothing runs"):

@@ -300,7 +300,9 @@ def test_what_is_not_finite_names_tensor_and_image(
     """Infinity would be clipped to the largest integer, and nothing be seen of it behind."""
     maps = [values(80 + index, 1, 2, 6, 6) for index in range(COUNT)]
     maps[1][0, 0, 2, 2] = bad
-    with pytest.raises(CalibrationError, match=r"'x' held NaN or infinity for image .*1\.png"):
+    with pytest.raises(
+        CalibrationError, match=r"'x' cannot be observed in image .*1\.png: got NaN or infinity"
+    ):
         measure([convolution(scale=scale)], {"x": maps}, images)
 
 

@@ -186,7 +186,10 @@ def test_the_quantized_graph_has_the_caches_scales(small: Path, tmp_path: Path) 
 def test_a_missing_tensor_is_named(small: Path) -> None:
     points = place(graphs.read(small)).points
     cache = read(cache_of(dict.fromkeys([*POINTS[:3], POINTS[4], "other"], 1.0)))
-    with pytest.raises(CalibrationError, match=r"no scale for tensor 'c2\.relu': expected one for"):
+    with pytest.raises(
+        CalibrationError,
+        match=r"no scale for tensor 'c2\.relu': got scales for 4, expected one for",
+    ):
         cache.table(points, "")
     cache = read(cache_of(dict.fromkeys([*POINTS[:3], "other"], 1.0)))
     with pytest.raises(CalibrationError, match=r"no scale for tensor 'c2\.relu' and 1 more"):
@@ -207,7 +210,9 @@ def test_a_cache_for_another_network_is_called_that(small: Path, shared: int) ->
 
 def test_a_scale_of_zero_is_refused_where_it_is_needed(small: Path) -> None:
     cache = read(cache_of({**dict.fromkeys(POINTS, 1.0), "c1.relu": 0.0, "spare": 0.0}))
-    with pytest.raises(CalibrationError, match=r"line 4: the scale of tensor 'c1\.relu' is 0"):
+    with pytest.raises(
+        CalibrationError, match=r"line 4: the scale of tensor 'c1\.relu' is wrong: got 0"
+    ):
         cache.table(place(graphs.read(small)).points, "")
 
 

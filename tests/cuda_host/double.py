@@ -72,7 +72,12 @@ class Api:
         try:
             engine = self.engine_kind(self, plan)
         except RuntimeError as error:  # OpenVINO's
-            raise ModelError("it does not load the engine", got="magicTagRead failed") from error
+            raise ModelError(
+                "it does not load the engine",
+                got="magicTagRead failed",
+                expected="a plan of this double",
+                fix="build it again",
+            ) from error
         self.engines.add(engine)
         return engine
 

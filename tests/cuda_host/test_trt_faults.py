@@ -252,16 +252,35 @@ class Refuses(Api):
     ("error", "kind", "says"),
     [
         (
-            ModelError("no", got="The engine plan file is generated on an incompatible device"),
+            ModelError(
+                "no",
+                got="The engine plan file is generated on an incompatible device",
+                expected="a whole one",
+                fix="mend it",
+            ),
             ModelError,
             "incompatible device",
         ),
         (
-            ModelError("no", got="Version tag does not match: current 239, serialized 232"),
+            ModelError(
+                "no",
+                got="Version tag does not match: current 239, serialized 232",
+                expected="a whole one",
+                fix="mend it",
+            ),
             ModelError,
             "Version tag does not match",
         ),
-        (MissingError("no", got="CUDA initialization failure with error: 35"), MissingError, "35"),
+        (
+            MissingError(
+                "no",
+                got="CUDA initialization failure with error: 35",
+                expected="a whole one",
+                fix="mend it",
+            ),
+            MissingError,
+            "35",
+        ),
         (None, ModelError, "no reason"),
     ],
     ids=["another GPU", "another version", "driver", "silent"],
@@ -339,7 +358,7 @@ def test_what_is_missing_is_told_before_anything_is_opened(
 def test_a_device_that_is_not_there(opened: Callable[..., Any]) -> None:
     with pytest.raises(MissingError, match=r"no device GPU\.1"):
         enter(opened(device="GPU.1"))
-    with pytest.raises(ConfigError, match="no device NPU"):
+    with pytest.raises(ConfigError, match="no such device: got NPU"):
         opened(device="NPU")
 
 

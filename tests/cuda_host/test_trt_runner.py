@@ -422,9 +422,18 @@ def test_a_bundles_own_graph_runs_on_the_buffers(
         ({"image": Info("image", False, (-1, 3, 32, 32))}, "0 inputs of 2 tensors"),
         ({"scores": Info("scores", True, (-1, 10))}, "2 inputs of 2 tensors"),
         ({"scores": Info("scores", False, (-1, -1))}, "size of 'scores' is not known"),
-        ({"scores": Info("scores", False, (-1, 10), "int32")}, "'scores' is int32"),
-        ({"scores": Info("scores", False, (-1, 10), "uint8")}, "'scores' is uint8"),
-        ({"image": Info("image", True, (-1, 3, 32, 32), "int8")}, "'image' is int8"),
+        (
+            {"scores": Info("scores", False, (-1, 10), "int32")},
+            "'scores' cannot be used: got int32",
+        ),
+        (
+            {"scores": Info("scores", False, (-1, 10), "uint8")},
+            "'scores' cannot be used: got uint8",
+        ),
+        (
+            {"image": Info("image", True, (-1, 3, 32, 32), "int8")},
+            "'image' cannot be used: got int8",
+        ),
     ],
 )
 def test_engines_that_are_no_classifiers(

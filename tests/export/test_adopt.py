@@ -113,7 +113,10 @@ def _first_relu(**changes: Any) -> Callable[[Any], None]:
     ("edit", "words"),
     [
         (_first_relu(op_type="FancyRelu", domain="com.acme"), r"com\.acme\.FancyRelu"),
-        (_first_relu(op_type="NoSuchThing", name="node7"), r"NoSuchThing at node 'node7'"),
+        (
+            _first_relu(op_type="NoSuchThing", name="node7"),
+            r"unsupported operator at node 'node7': got NoSuchThing",
+        ),
     ],
 )
 def test_unknown_operator_is_named(save: Save, out: Path, edit: Any, words: str) -> None:

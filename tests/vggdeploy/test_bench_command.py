@@ -79,7 +79,10 @@ def test_mlperf_keeps_its_logs_beside_the_result(
     assert sorted(file.name for file in elsewhere.iterdir()) == ["out"]
     (elsewhere / "out/r.json").unlink()
     assert main(arguments) == 2
-    assert "r.mlperf exists -- give --force" in " ".join(capsys.readouterr().err.split())
+    assert (
+        "r.mlperf exists: got a folder with files in it, expected a free path -- give --force"
+        in " ".join(capsys.readouterr().err.split())
+    )
     assert main([*arguments, "--force"]) == 0
 
 
@@ -98,7 +101,7 @@ def test_logs_that_cannot_be_written_are_said_before_anything_is_measured(
     [
         (["--batches", "1,two"], "--batches cannot be read: got 1,two"),
         (["--batches", "0"], "mend --batches"),
-        (["--scenario", "offline"], "unknown scenario 'offline'"),
+        (["--scenario", "offline"], "unknown scenario: got 'offline'"),
         (["--rate", "3"], "--rate is of arrivals"),
         (["--precision", "1"], "the precision is out of range"),
         (["--full"], "--full and --logs are of --mlperf"),

@@ -117,7 +117,7 @@ def test_layers_kept_in_high_precision_are_counted_in_it():
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("int7", 1), "unknown precision 'int7'"), (("int8", 0), "batch is too small: got 0")],
+    [(("int7", 1), "unknown precision: got 'int7'"), (("int8", 0), "batch is too small: got 0")],
 )
 def test_what_cannot_be_is_refused(arguments, said):
     with pytest.raises(ConfigError, match=said):

@@ -213,7 +213,7 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(
     assert main(["build", *flags, "--target", "ov-int5", "--debug"]) == errors.EXIT_INPUT
     err = capsys.readouterr().err
     assert "Traceback" in err
-    assert "error: unknown target 'ov-int5'" in err
+    assert "error: unknown target: got 'ov-int5'" in err
 
 
 def test_ctrl_c_ends_in_130_and_says_so(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,16 +100,16 @@ def test_only_the_bounds_of_the_gates_table_hold_for_run():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"calib_image": 3}, "unknown key 'calib_image': expected perhaps 'calib_images'"),
-        ({"calib-images": 3}, "unknown key 'calib-images': expected perhaps 'calib_images'"),
-        ({"zzz": 3}, "unknown key 'zzz': expected one of calib_images, json, max_drop"),
-        ({"buld": {"seed": 1}}, "unknown table 'buld': expected perhaps 'build'"),
+        ({"calib_image": 3}, "unknown key: got 'calib_image', expected perhaps 'calib_images'"),
+        ({"calib-images": 3}, "unknown key: got 'calib-images', expected perhaps 'calib_images'"),
+        ({"zzz": 3}, "unknown key: got 'zzz', expected one of calib_images, json, max_drop"),
+        ({"buld": {"seed": 1}}, "unknown table: got 'buld', expected perhaps 'build'"),
         (
             {"gate": {"max_dorp": 1}},
-            r"unknown key in \[gate\] 'max_dorp': expected perhaps 'max_drop'",
+            r"unknown key in \[gate\]: got 'max_dorp', expected perhaps 'max_drop'",
         ),
-        ({"build": {"max_drop": 1}}, r"unknown key in \[build\] 'max_drop'"),
-        ({"gate": 3}, "unknown key 'gate'"),
+        ({"build": {"max_drop": 1}}, r"unknown key in \[build\]: got 'max_drop'"),
+        ({"gate": 3}, "unknown key: got 'gate'"),
     ],
 )
 def test_an_unknown_key_is_an_error_with_the_nearest_known(settings, said):

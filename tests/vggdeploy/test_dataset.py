@@ -199,7 +199,7 @@ def test_parallel_raises_at_the_place_of_the_error():
     def work(item):
         started.append(item)
         if item == 5:
-            raise DatasetError("item 5 is bad")
+            raise DatasetError("item 5 is bad", got=1, expected=2, fix="mend it")
         return item
 
     with pytest.raises(DatasetError, match="item 5"):

@@ -30,25 +30,36 @@ def test_a_message_has_its_four_parts_in_order():
     )
 
 
+@pytest.mark.parametrize("left_out", ["got", "expected", "fix"])
+def test_no_part_can_be_left_out(left_out):
+    parts = {"got": 1, "expected": 2, "fix": "mend it"}
+    del parts[left_out]
+    with pytest.raises(TypeError, match=f"'{left_out}'"):
+        errors.VggdeployError("broken", **parts)
+
+
 @pytest.mark.parametrize(
-    ("parts", "line"),
+    ("got", "shown"),
     [
-        ({}, "broken"),
-        ({"got": False}, "broken: got False"),
-        ({"got": ""}, "broken: got"),
-        ({"expected": 3}, "broken: expected 3"),
-        ({"fix": "mend it"}, "broken -- mend it"),
-        ({"got": 1, "fix": "mend it"}, "broken: got 1 -- mend it"),
+        (False, "False"),
+        (0, "0"),
+        (None, "nothing"),
+        ("", "nothing"),
+        (TimeoutError(), "TimeoutError"),
+        (OSError("gone"), "gone"),
     ],
 )
-def test_parts_that_are_not_there_leave_no_trace(parts, line):
-    assert str(errors.VggdeployError("broken", **parts)) == line
+def test_what_was_got_is_shown_where_it_says_nothing_too(got, shown):
+    error = errors.VggdeployError("broken", got=got, expected="more", fix="mend it")
+    assert str(error) == f"broken: got {shown}, expected more -- mend it"
 
 
 def test_a_vendors_many_lines_become_one():
     vendor = RuntimeError("first\n\n  second\r\n\tthird")
-    error = errors.ModelError("the graph\nfails", got=vendor, fix="look\nat it")
-    assert str(error) == "the graph fails: got first second third -- look at it"
+    error = errors.ModelError(
+        "the graph\nfails", got=vendor, expected="a\ngraph", fix="look\nat it"
+    )
+    assert str(error) == "the graph fails: got first second third, expected a graph -- look at it"
     assert len(str(error).splitlines()) == 1
 
 
@@ -80,5 +91,5 @@ def test_the_tree_draws_no_kind_that_is_not_there():
 def test_a_missing_package_names_the_command_that_installs_it():
     error = errors.missing_package("openvino", "openvino", "the target ov-int8")
     assert isinstance(error, errors.MissingError)
-    assert "the target ov-int8 needs the package openvino" in str(error)
+    assert "the target ov-int8 needs the package openvino: got none installed" in str(error)
     assert error.fix == "pip install 'vggdeploy[openvino]'"

@@ -384,7 +384,7 @@ def test_two_of_one_kind_are_refused():
 
 
 def test_kinds_without_figures_are_refused():
-    with pytest.raises(ResultError, match="kind 'budget' has nothing to gate"):
+    with pytest.raises(ResultError, match="has nothing to gate: got kind 'budget'"):
         gates.judge([{"kind": "budget", "digest": "d"}], Policy(min_agreement=0.9))
 
 

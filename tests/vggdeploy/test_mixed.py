@@ -209,7 +209,7 @@ def test_a_large_pool_is_not_judged_whole(tiny: Options, monkeypatch: pytest.Mon
 
 
 def test_a_float_target_has_nothing_to_keep(tiny: Options) -> None:
-    with pytest.raises(ConfigError, match=r"--max-drop.*ov-fp32 quantizes none"):
+    with pytest.raises(ConfigError, match=r"--max-drop.*ov-fp32, which quantizes none"):
         building.Build(tiny(target="ov-fp32", max_drop=0.5), Silent())
 
 

@@ -110,7 +110,7 @@ def test_what_done_raises_comes_out_of_drain(opened: Any) -> None:
     batch = opened.batch(opened.probes().images[:1])
 
     def done(outputs: Any) -> None:
-        raise RunnerError("not this one")
+        raise RunnerError("not this one", got=1, expected=2, fix="mend it")
 
     with targets.get("ov-int8").open(opened, RunOptions(goal="throughput")) as runner:
         runner.start(batch, done)

@@ -193,7 +193,9 @@ def test_bfloat16_that_is_not_there_is_called_by_its_flag(
         "vggdeploy.targets.openvino.OpenVINO.runs_on",
         lambda target, device: Availability(target.precision != "bf16", "no BF16", "none"),
     )
-    with pytest.raises(MissingError, match="--calib-precision bf16 cannot be had here: no BF16"):
+    with pytest.raises(
+        MissingError, match="--calib-precision bf16 cannot be had here: got no BF16"
+    ):
         pipeline.build(tiny(out=tmp_path / "bundle", calib_precision="bf16"))
 
 

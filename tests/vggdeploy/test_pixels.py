@@ -457,7 +457,7 @@ def test_nhwc_network_for_tensorrt_is_quantized_before_it_is_turned(
         ({"target": "torch-fp32"}, r"torch-fp32 takes floats alone: got --input-format uint8-nhwc"),
         (
             {"target": "ov-int8", "input_format": "uint8"},
-            r"'uint8': expected one of float, uint8-nhwc",
+            r"unknown input format: got 'uint8', expected one of float, uint8-nhwc",
         ),
         (
             {"target": "trt-int8", "portable": True, "dla": 0, "max_batch": 1},

@@ -449,7 +449,7 @@ def test_compiling_that_fails_leaves_the_bundle(
 ) -> None:
     def fails(self: Any, onnx: Path, options: Any, out_dir: Path) -> tuple[Path, ...]:
         (out_dir / "model.engine").write_text("half")
-        raise ModelError("TensorRT does not take it")
+        raise ModelError("TensorRT does not take it", got=1, expected=2, fix="mend it")
 
     monkeypatch.setattr(TensorRT, "compile", fails)
     before = folder_contents(copied)
@@ -461,7 +461,8 @@ def test_compiling_that_fails_leaves_the_bundle(
 
 def test_compiling_needs_the_backend(copied: Path, capsys: Capture) -> None:
     line = refused(capsys, "compile", copied, code=3)
-    assert "TensorRT is hidden -- pip install tensorrt" in line
+    assert "got TensorRT is hidden, expected what" in line
+    assert line.rstrip().endswith("-- pip install tensorrt")
 
 
 def test_what_compiles_when_opened_needs_no_compiling(tiny_bundle: Path, capsys: Capture) -> None:

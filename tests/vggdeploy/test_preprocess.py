@@ -157,7 +157,7 @@ def test_a_toml_file_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("sizes = [224, 224]", "unknown key 'sizes'"),
+        ("sizes = [224, 224]", "unknown key: got 'sizes'"),
         ("size = 224", "size is wrong: got 224"),
         ("size = [224]", "size is wrong"),
         ("size = [224, 224, 3]", "size is wrong"),
@@ -187,7 +187,7 @@ def test_a_toml_file_is_read(tmp_path):
         ("std = [1, 1, true]", "std is wrong"),
         ('layout = "chw"', "layout is wrong"),
         ("size = [224, 224", "cannot be read"),
-        ("[preprocess]\nscale = 1", "unknown key 'preprocess'"),
+        ("[preprocess]\nscale = 1", "unknown key: got 'preprocess'"),
     ],
 )
 def test_a_bad_toml_file_is_an_error_that_names_it(tmp_path, text, said):
@@ -199,7 +199,7 @@ def test_a_bad_toml_file_is_an_error_that_names_it(tmp_path, text, said):
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"unknown preprocessing 'vgg'.*imagenet"):
+    with pytest.raises(ConfigError, match=r"unknown preprocessing: got 'vgg'.*imagenet"):
         preprocess.load("vgg")
     with pytest.raises(ConfigError, match=r"none\.toml does not exist"):
         preprocess.load(str(tmp_path / "none.toml"))

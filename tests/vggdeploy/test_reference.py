@@ -132,7 +132,7 @@ def test_the_number_of_classes_that_a_file_has_is_suggested(tmp_path):
 
 
 def test_a_source_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(WeightsError, match="unknown weights 'imagenet1k'"):
+    with pytest.raises(WeightsError, match="unknown weights: got 'imagenet1k'"):
         reference.locate("imagenet1k")
     with pytest.raises(WeightsError, match=r"w\.pth does not exist"):
         reference.locate(str(tmp_path / "w.pth"))
@@ -140,7 +140,7 @@ def test_a_source_that_is_not_there_is_an_error(tmp_path):
         reference.locate("demo", arch="vgg19")
     with pytest.raises(WeightsError, match="demo weights fit --num-classes 1000 alone: got 10"):
         reference.locate("demo", num_classes=10)
-    with pytest.raises(ConfigError, match="unknown architecture 'vgg17'"):
+    with pytest.raises(ConfigError, match="unknown architecture: got 'vgg17'"):
         reference.locate(str(saved(tmp_path / "w.pth", {})), arch="vgg17")
     with pytest.raises(ConfigError, match="too few classes"):
         reference.locate(str(tmp_path / "w.pth"), num_classes=0)

@@ -130,7 +130,7 @@ def test_a_result_is_never_written_over(capsys: Capture, here: Path) -> None:
     [
         ("{", "cannot be read"), ('{"schema": 9, "kind": "run"}', "another schema"),
         ('{"schema": 1, "kind": "doctor"}', "kind 'doctor'"),
-        ('{"schema": 1, "kind": "bench"}', "/digest is missing"),
+        ('{"schema": 1, "kind": "bench"}', "got nothing at /digest"),
         ('{"schema": 1, "kind": "run"}', "nothing to report"),
     ],
 )  # fmt: skip

@@ -411,7 +411,7 @@ def test_broken_results_are_errors_of_one_line(tmp_path, name):
     ("result", "words"),
     [
         ({"schema": 2, "kind": "run"}, "another schema"),
-        ({"schema": 1, "kind": "budget"}, "kind 'budget', which a report does not show"),
+        ({"schema": 1, "kind": "budget"}, "no result that a report shows: got kind 'budget'"),
         ({"schema": 1}, "no result"),
         ([], "no result"),
         ({"schema": 1, "kind": "bench", "digest": "x", "batch": 1, "latency_s": {"p50": 1e999}},

@@ -37,7 +37,9 @@ def test_what_is_not_json_is_never_written(tmp_path):
 def test_another_result_is_not_written_over(tmp_path):
     path = tmp_path / "r.json"
     path.write_text("dear")
-    with pytest.raises(ConfigError, match=r"r\.json exists -- give --force"):
+    with pytest.raises(
+        ConfigError, match=r"r\.json exists: got a file, expected a free path -- give --force"
+    ):
         results.refuse_overwrite(str(path), force=False)
     results.refuse_overwrite(str(path), force=True)
     assert path.read_text() == "dear"
@@ -57,7 +59,7 @@ def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path):
 
 def test_a_result_is_not_written_over_what_the_command_makes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"--json and --out are one file, same\.json"):
+    with pytest.raises(ConfigError, match=r"--json and --out are one file: got same\.json"):
         results.refuse_overwrite("same.json", force=True, out=tmp_path / "same.json")
     results.refuse_overwrite("same.json", force=False, out=tmp_path / "other.json")
 
@@ -79,7 +81,7 @@ def test_a_relative_path_is_taken_from_here(tmp_path, monkeypatch):
         (b"3", "is no result"),
         (b"{}", "is no result"),
         (b'{"schema": 1}', "is no result"),
-        (b'{"kind": "bench"}', "of another schema: expected 1"),
+        (b'{"kind": "bench"}', "of another schema: got nothing, expected 1"),
         (b'{"kind": "bench", "schema": 2}', "of another schema: got 2, expected 1"),
     ],
 )

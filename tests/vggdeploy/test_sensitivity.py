@@ -148,7 +148,7 @@ def test_scores_that_are_not_finite_are_an_error(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target": "ov-fp32"}, "ov-fp32 quantizes none"),
+        ({"target": "ov-fp32"}, "ov-fp32, which quantizes none"),
         ({"sensitivity_images": 0}, "--sensitivity-images is wrong: got 0"),
     ],
 )

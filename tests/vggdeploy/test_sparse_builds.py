@@ -208,7 +208,7 @@ def test_other_targets_name_those_that_take_it(target: str, capsys: Any) -> None
 
 
 def test_another_pattern_is_refused(tiny: Options) -> None:
-    with pytest.raises(ConfigError, match=r"unknown --sparsity '1:4': expected 2:4"):
+    with pytest.raises(ConfigError, match=r"unknown --sparsity: got '1:4', expected 2:4"):
         pipeline.build(tiny(target="trt-int8", portable=True, sparsity="1:4"))
 
 

@@ -110,7 +110,7 @@ def test_nothing_within_the_bound_leaves_the_bundle_and_is_exit_1(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--goal", "speed"], "unknown --goal 'speed'"),
+        (["--goal", "speed"], "unknown --goal: got 'speed'"),
         (["--latency-bound", "0.1"], "--latency-bound goes with --goal throughput"),
         (["--seconds", "0"], "--seconds is out of range"),
         (["--seconds", "nan"], "--seconds is out of range"),
@@ -131,7 +131,7 @@ def test_a_bundle_that_cannot_be_written_is_said_before_measuring(
     pytest.importorskip("openvino")
 
     def denied(path: Path) -> None:
-        raise ConfigError("cannot be written")
+        raise ConfigError("cannot be written", got=1, expected=2, fix="mend it")
 
     monkeypatch.setattr(atomic, "require_writable", denied)
     monkeypatch.setattr(speed.search, "tune", lambda *_: pytest.fail("it was measured"))

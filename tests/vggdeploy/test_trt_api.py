@@ -132,7 +132,9 @@ def test_several_compute_capabilities_go_into_one_engine() -> None:
 
 
 def test_a_compute_capability_that_is_not_built_for_is_named() -> None:
-    expected = r"does not compile for compute capability 9\.0: expected one of 7\.5, 8\.6, 12\.0"
+    expected = (
+        r"does not compile for this compute capability: got 9\.0, expected one of 7\.5, 8\.6, 12\.0"
+    )
     with pytest.raises(ConfigError, match=expected):
         build(Fake("rtx"), compute_capabilities=("9.0",))
 
@@ -348,7 +350,7 @@ def test_absence_says_what_to_install(installed: Any) -> None:
     with pytest.raises(MissingError, match=r"pip install tensorrt-rtx-cu13") as caught:
         trt_api.load()
     assert caught.value.exit_code == 3
-    with pytest.raises(ConfigError, match=r"unknown flavour 'trt'.*tensorrt, rtx"):
+    with pytest.raises(ConfigError, match=r"unknown flavour of TensorRT: got 'trt'.*tensorrt, rtx"):
         trt_api.load("trt")
 
 

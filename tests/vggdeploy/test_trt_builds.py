@@ -399,7 +399,7 @@ def test_the_command_line_builds_an_engine(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"compute_capability": ["9.0"]}, r"compute capability 9\.0.*one of 7\.5, 8\.0, 8\.6"),
+        ({"compute_capability": ["9.0"]}, r"compute capability: got 9\.0.*one of 7\.5, 8\.0, 8\.6"),
         ({"compute_capability": ["sm86"]}, r"--compute-capability is wrong: got 'sm86'"),
         ({"min_batch": 8, "max_batch": 4}, r"--min-batch 8, --opt-batch 8, --max-batch 4"),
         ({"opt_batch": 0}, r"out of order: got --min-batch 1, --opt-batch 0"),
@@ -407,7 +407,7 @@ def test_the_command_line_builds_an_engine(
         ({"optimization_level": 6}, r"--optimization-level is wrong: got 6, expected 0 to 5"),
         ({"dla": 0, "max_batch": 1}, r"cannot build for DLA.*--dla 0"),
         ({"dla": -1}, r"--dla is wrong"),
-        ({"flavour": "trt"}, r"unknown flavour 'trt'"),
+        ({"flavour": "trt"}, r"unknown flavour of TensorRT: got 'trt'"),
         ({"max_drop": 0.1, "target": "trt-fp16"}, r"--max-drop keeps layers"),
     ],
 )
@@ -442,7 +442,9 @@ def test_tensorrts_flags_are_refused_for_other_targets(
 
 
 def test_cpu_isa_is_refused_for_tensorrt(tiny: Options, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--cpu-isa avx2 makes no difference to trt-int8"):
+    with pytest.raises(
+        ConfigError, match="--cpu-isa makes no difference to trt-int8: got --cpu-isa avx2"
+    ):
         pipeline.build(tiny(target="trt-int8", out=tmp_path / "bundle", cpu_isa="avx2"))
 
 

@@ -34,7 +34,12 @@ def split(name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     except ImportError as error:
         raise missing_package("scikit-learn", "demo", "the demo's images") from error
     if name not in SPLITS:
-        raise ConfigError(f"unknown split {name!r}", expected="one of " + ", ".join(SPLITS))
+        raise ConfigError(
+            "unknown split",
+            got=repr(name),
+            expected="one of " + ", ".join(SPLITS),
+            fix="choose one of them",
+        )
     digits = load_digits()
     # Sixteen grey levels, spread over the eight bits of a PNG.
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)

@@ -124,6 +124,7 @@ def _apart(paths: Sequence[Path], written: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{flag} is {seen[path.resolve()]}",
                 got=path,
+                expected="a file of its own",
                 fix=f"give {flag} another name",
             )
         seen[path.resolve()] = f"the same file as {flag}"

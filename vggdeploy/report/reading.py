@@ -94,7 +94,8 @@ class Node:
         found = self.find(*keys)
         if found is None:
             raise ResultError(
-                f"{self.file.name} cannot be shown: {self.pointer}/{'/'.join(keys)} is missing",
+                f"{self.file.name} cannot be shown",
+                got=f"nothing at {self.pointer}/{'/'.join(keys)}",
                 expected="JSON that a command's --json wrote, whole",
                 fix="run the command again with this version",
             )
@@ -259,6 +260,7 @@ def read(paths: Sequence[Path]) -> Given:
             raise ResultError(
                 f"{path} is given twice",
                 got=f"the same bytes as {twice.name}",
+                expected="results that differ",
                 fix="give each result once",
             )
         files.append(file)
@@ -295,6 +297,7 @@ def group(files: tuple[File, ...], parts: Sequence[Node]) -> Given:
     if not subjects and not comparisons:
         raise ResultError(
             "there is nothing to report",
+            got="results of no bundle",
             expected="results of " + ", ".join((*KINDS, "run")),
             fix="give a file that such a command's --json wrote",
         )
@@ -320,7 +323,8 @@ def _parts(result: Node) -> list[Node]:
         return [*parts, result] if parts else []
     if kind not in KINDS:
         raise ResultError(
-            f"{result.file.name} is a result of kind {kind!r}, which a report does not show",
+            f"{result.file.name} is no result that a report shows",
+            got=f"kind {kind!r}",
             expected="one of " + ", ".join((*KINDS, "run")),
             fix="give another file",
         )

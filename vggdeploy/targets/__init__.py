@@ -56,7 +56,8 @@ def get(name: str) -> Target:
     """
     if name not in REGISTRY:
         raise ConfigError(
-            f"unknown target {name!r}",
+            "unknown target",
+            got=repr(name),
             expected="one of " + ", ".join(REGISTRY),
             fix="choose one with --target",
         )

@@ -68,6 +68,7 @@ def _unusable(error: ImportError) -> MissingError:
         return MissingError(
             "the NVIDIA driver is too old for PyCUDA",
             got=said,
+            expected="a driver with all that PyCUDA was built for",
             fix="install a newer driver from nvidia.com/drivers",
         )
     if "libcuda" in said:
@@ -80,6 +81,7 @@ def _unusable(error: ImportError) -> MissingError:
     return MissingError(
         "PyCUDA is installed but cannot be loaded",
         got=said,
+        expected="a PyCUDA whose libraries load",
         fix="pip install --force-reinstall --no-cache-dir pycuda",
     )
 
@@ -88,6 +90,7 @@ def _no_device(error: Exception | None) -> MissingError:
     return MissingError(
         "there is no NVIDIA GPU to run on",
         got=error or "no device",
+        expected="one at least",
         fix=f"'nvidia-smi' shows what is there; {_CONTAINER}",
     )
 
@@ -107,7 +110,8 @@ def ordinal(device: str) -> int:
     if kind == "GPU" and point and number.isdecimal():
         return int(number)
     raise ConfigError(
-        f"TensorRT has no device {device}",
+        "TensorRT has no such device",
+        got=device,
         expected="GPU, or GPU.1 for the second",
         fix="mend --device",
     )
@@ -165,7 +169,8 @@ class Device:
             names = [self.cuda.Device(index).name() for index in range(count)]
             raise MissingError(
                 f"there is no device GPU.{number}",
-                got=", ".join(f"GPU.{index}: {name}" for index, name in enumerate(names)),
+                got=", ".join(f"GPU.{index}: {name}" for index, name in enumerate(names)) or "none",
+                expected="one that is there",
                 fix="choose another with --device",
             )
         self._device = self.cuda.Device(number)
@@ -177,6 +182,7 @@ class Device:
             raise MissingError(
                 f"{self.facts.name} cannot be used",
                 got=error,
+                expected="a context on it",
                 fix="'nvidia-smi' shows its state, and who else uses it",
             ) from error
 
@@ -211,7 +217,12 @@ class Device:
     def push(self) -> None:
         """Make the context current."""
         if self._context is None:
-            raise RunnerError(f"{self.facts.name} is closed", fix="open the runner again")
+            raise RunnerError(
+                f"{self.facts.name} is closed",
+                got="a closed device",
+                expected="an open one",
+                fix="open the runner again",
+            )
         self._context.push()
 
     def usable(self) -> bool:
@@ -232,6 +243,7 @@ class Device:
             return RunnerError(
                 f"{self.facts.name} is lost, or an error has made its context unusable",
                 got=error,
+                expected="a context that works",
                 fix="'nvidia-smi' and the kernel's log show its state; run again, after a reset "
                 "('nvidia-smi --gpu-reset') or a restart if need be",
             )
@@ -240,11 +252,13 @@ class Device:
             return RunnerError(
                 f"{self.facts.name} has not enough memory",
                 got=f"{error}; {free:,} of {total:,} bytes are free",
+                expected="enough for the engine and the batch",
                 fix="lower --batch, or end what else uses it ('nvidia-smi' shows that)",
             )
         return RunnerError(
             f"{self.facts.name} reports an error",
             got=error,
+            expected="none",
             fix="run again; 'nvidia-smi' and the kernel's log show the device's state",
         )
 

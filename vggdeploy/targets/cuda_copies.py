@@ -76,6 +76,7 @@ def _measure(
         raise RunnerError(
             f"{device.facts.name} has no memory to measure with",
             got=f"{free:,} bytes are free",
+            expected=f"{_SHARE:,} bytes or more",
             fix="end what else uses it ('nvidia-smi' shows that)",
         )
     stream = Stream(device)

@@ -101,7 +101,8 @@ class OpenVINO(GraphTarget):
             return super().dialect_for(cpu_isa)
         if cpu_isa not in CPU_WEIGHTS:
             raise ConfigError(
-                f"unknown CPU {cpu_isa!r}",
+                "unknown CPU",
+                got=repr(cpu_isa),
                 expected="one of " + ", ".join(CPU_WEIGHTS),
                 fix="choose one with --cpu-isa",
             )
@@ -120,7 +121,7 @@ class OpenVINO(GraphTarget):
         try:
             self.require_device(_openvino().Core(), device)
         except MissingError as error:
-            return Availability(False, error.what, error.fix or "")
+            return Availability(False, error.what, error.fix)
         return here
 
     def device_facts(self, device: str) -> dict[str, Any]:
@@ -203,6 +204,7 @@ class OpenVINO(GraphTarget):
             raise MissingError(
                 f"OpenVINO finds no device {device}",
                 got=", ".join(present) or "none",
+                expected=f"{device} among them",
                 fix="choose another with --device, or install the device's driver",
             )
         has = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
@@ -211,6 +213,7 @@ class OpenVINO(GraphTarget):
                 f"{device} ({core.get_property(device, 'FULL_DEVICE_NAME')}) has no "
                 f"{_CAPABILITIES[self.precision]} arithmetic",
                 got=", ".join(has),
+                expected=f"{_CAPABILITIES[self.precision]} among them",
                 fix=f"run {self.name} on a device that has it, or build ov-fp32 or ov-int8",
             )
 
@@ -268,6 +271,7 @@ class OpenVINORunner(Runner):
             raise ModelError(
                 f"{self.name}: OpenVINO does not compile it for {self._options.device}",
                 got=_reason(error),
+                expected="a graph and settings that it takes",
                 fix="try --device CPU, or another target",
             ) from error
         self.depth = (
@@ -327,7 +331,12 @@ class OpenVINORunner(Runner):
             try:
                 request.infer({0: batch}, share_inputs=True)
             except RuntimeError as error:
-                raise RunnerError(f"{self.name}: a query failed", got=_reason(error)) from error
+                raise RunnerError(
+                    f"{self.name}: a query failed",
+                    got=_reason(error),
+                    expected="scores",
+                    fix="run it again; if it fails again, lower --batch or try --device CPU",
+                ) from error
             done(self._results(request))
 
         self._queue.begin(work)
@@ -352,6 +361,7 @@ class OpenVINORunner(Runner):
         if not (self._options.profile and self._requests):
             raise RunnerError(
                 f"{self.name}: its layers are not timed",
+                got="a closed runner, or one that does not profile",
                 expected="an open runner with RunOptions.profile",
                 fix="open it with profile=True",
             )
@@ -416,6 +426,7 @@ def _fix_batch(model: Any, shape: list[int], name: str) -> None:
         raise ModelError(
             f"{name}: its graph takes no batch of {shape[0]}",
             got=_reason(error),
+            expected="a graph whose batch is free",
             fix="export the model with a dynamic batch",
         ) from error
 

@@ -97,6 +97,7 @@ class TensorRT(Target):
             raise ConfigError(
                 "DLA takes one batch size",
                 got=f"batches {', '.join(map(str, wanted.batches))}",
+                expected="the same three times",
                 fix="give --min-batch, --opt-batch and --max-batch the same number",
             )
 
@@ -137,7 +138,12 @@ class TensorRT(Target):
     def open(self, bundle: Bundle, options: RunOptions) -> Runner:
         here = self.runs_on(options.device)
         if not here.ok:
-            raise MissingError(f"{self.name} does not run here: {here.reason}", fix=here.fix)
+            raise MissingError(
+                f"{self.name} does not run here",
+                got=here.reason,
+                expected="an NVIDIA GPU, TensorRT and PyCUDA",
+                fix=here.fix,
+            )
         from vggdeploy.targets.trt_runner import TensorRTRunner
 
         said = _built_by(bundle)

@@ -51,6 +51,7 @@ class Torch(Target):
             raise ModelError(
                 f"{self.name} runs networks of the VGG family alone",
                 got="a foreign ONNX graph",
+                expected="weights of that family",
                 fix="build ov-fp32 in its place",
             )
         model = graphs.read(onnx)
@@ -87,6 +88,7 @@ class Torch(Target):
             raise MissingError(
                 f"{self.name} runs on the CPU alone",
                 got=f"--device {options.device}",
+                expected="--device CPU",
                 fix="drop --device, or build for another target",
             )
         said = json.loads((bundle.path / NETWORK).read_text())
@@ -105,6 +107,7 @@ class Torch(Target):
                 raise BundleError(
                     f"bundle {bundle.path} does not hold its network's weights",
                     got=f"{missing.missing_keys + missing.unexpected_keys}",
+                    expected="all of its keys, and no other",
                     fix="build it again",
                 )
             return made

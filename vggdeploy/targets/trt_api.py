@@ -124,7 +124,12 @@ def load(flavour: str | None = None) -> Api:
     """
     here = availability(flavour)
     if not here.ok:
-        raise MissingError(f"TensorRT is not here: {here.reason}", fix=here.fix)
+        raise MissingError(
+            "TensorRT is not here",
+            got=here.reason,
+            expected="its package for Python",
+            fix=here.fix,
+        )
     chosen = flavour or next(name for name, found in flavours().items() if found.ok)
     try:
         module = importlib.import_module(MODULES[chosen])
@@ -132,6 +137,7 @@ def load(flavour: str | None = None) -> Api:
         raise MissingError(
             f"the package {MODULES[chosen]} is installed but cannot be loaded",
             got=error,
+            expected="its libraries, of the same version",
             fix=f"pip install --force-reinstall {WHEELS[chosen]}",
         ) from error
     return Api(chosen, module)
@@ -140,7 +146,8 @@ def load(flavour: str | None = None) -> Api:
 def _known(flavour: str) -> str:
     if flavour not in MODULES:
         raise ConfigError(
-            f"unknown flavour {flavour!r} of TensorRT",
+            "unknown flavour of TensorRT",
+            got=repr(flavour),
             expected="one of " + ", ".join(MODULES),
             fix="choose one with --flavour, or drop it",
         )
@@ -197,11 +204,13 @@ class Api:
                 raise ConfigError(
                     f"{self.name} compiles for the GPU at hand",
                     got=f"--compute-capability {capability}",
+                    expected="no --compute-capability",
                     fix="drop it, or build with --flavour rtx",
                 )
             if capability not in self.compute_capabilities:
                 raise ConfigError(
-                    f"{self.name} does not compile for compute capability {capability}",
+                    f"{self.name} does not compile for this compute capability",
+                    got=capability,
                     expected="one of " + ", ".join(self.compute_capabilities),
                     fix="choose others with --compute-capability; other GPUs take the full "
                     "TensorRT, on the device",
@@ -217,7 +226,8 @@ class Api:
             raise ConfigError(
                 f"{self.name} has no kernels for sparse weights",
                 got="--sparsity 2:4",
-                fix="drop it, or build with a TensorRT of 8.0 or newer",
+                expected="TensorRT 8.0 or newer",
+                fix="drop it, or build with such a version",
             )
         if options.optimization_level is not None and not hasattr(
             self.module.IBuilderConfig, "builder_optimization_level"
@@ -225,7 +235,8 @@ class Api:
             raise ConfigError(
                 f"{self.name} has no builder optimization level",
                 got=f"--optimization-level {options.optimization_level}",
-                fix="drop it",
+                expected="TensorRT 8.6 or newer",
+                fix="drop it, or build with such a version",
             )
 
     @property
@@ -349,7 +360,12 @@ class Api:
             ConfigError: when this version has no profiler.
         """
         if not hasattr(self.module, "IProfiler"):
-            raise ConfigError(f"{self.name} times no layers", fix="drop --layers")
+            raise ConfigError(
+                f"{self.name} times no layers",
+                got="a Python package without IProfiler",
+                expected="one that has it",
+                fix="drop --layers",
+            )
         return trt_profiler.Profiler(self.module, context)
 
 

@@ -50,6 +50,7 @@ def build(api: Api, onnx: Path, options: TrtOptions, timing_cache: bytes | None)
         raise ModelError(
             f"{api.name} does not build {onnx.name}",
             got=log.said() or "no reason",
+            expected="kernels for every layer",
             fix="build trt-fp16 or trt-int8, which leave nothing in FP32, or for another GPU",
         )
     content = bytes(plan)
@@ -125,6 +126,7 @@ def _aim(api: Api, config: Any, options: TrtOptions) -> None:
             raise ConfigError(
                 f"{api.name} refuses compute capability {capability}",
                 got=", ".join(options.compute_capabilities),
+                expected="ones that go into one engine",
                 fix="build for each in a bundle of its own",
             )
 
@@ -172,6 +174,7 @@ def _profile(builder: Any, network: Any, config: Any, options: TrtOptions) -> tu
             raise ConfigError(
                 f"the graph takes batches of {sides[0]} alone",
                 got=f"batches {', '.join(map(str, options.batches))}",
+                expected=f"{sides[0]} among them",
                 fix="mend --min-batch and --max-batch, or export with a dynamic batch",
             )
         return sides[0], sides[0], sides[0]

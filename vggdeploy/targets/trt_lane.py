@@ -127,6 +127,7 @@ class Lane:
             raise RunnerError(
                 f"{self._name}: TensorRT makes no execution context",
                 got="not enough memory on the device, as a rule",
+                expected="room for one more",
                 fix="lower --batch, or end what else uses the device ('nvidia-smi' shows that)",
             )
         context, image = self._context, self._signature.image
@@ -135,6 +136,7 @@ class Lane:
             raise RunnerError(
                 f"{self._name}: TensorRT refuses the input's shape",
                 got=list(shape),
+                expected="a shape of the engine's profile",
                 fix="build it again, or compile it on this device",
             )
         for key, (expected, _) in self._signature.tensors.items():
@@ -149,6 +151,8 @@ class Lane:
             if not context.set_tensor_address(key, self.slot.tensors[key].device.address):
                 raise RunnerError(
                     f"{self._name}: TensorRT refuses the memory of {key!r}",
+                    got=f"address {self.slot.tensors[key].device.address:#x}",
+                    expected="one that it takes",
                     fix="build it again, or compile it on this device",
                 )
 
@@ -171,6 +175,8 @@ class Lane:
         if not self._context.execute_async_v3(self.slot.stream.handle):
             raise RunnerError(
                 f"{self._name}: TensorRT does not execute the engine",
+                got="no reason",
+                expected="a query that begins",
                 fix="'nvidia-smi' and the kernel's log show the device's state; run again",
             )
 

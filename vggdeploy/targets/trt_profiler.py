@@ -42,6 +42,8 @@ class Profiler:
             if not self._context.report_to_profiler():
                 raise RunnerError(
                     "TensorRT does not tell what its layers took",
+                    got="no report",
+                    expected="the times of the last query",
                     fix="run a query first; if one was, run without --layers",
                 )
         return list(self._heard)

@@ -111,13 +111,19 @@ class TensorRTRunner(Runner):
             raise BundleError(
                 f"{self.name} has no engine that can be read",
                 got=error,
+                expected="the engine that the manifest names",
                 fix="build it again, or compile it on this device",
             ) from error
         facts, api = device.facts, self._api
         try:
             engine = api.deserialize(plan, self._dla_core)
             if engine is None:
-                raise ModelError("the engine is refused", got="no reason")
+                raise ModelError(
+                    "the engine is refused",
+                    got="no reason",
+                    expected="an engine of this TensorRT and GPU",
+                    fix="compile it on this device",
+                )
         except (MissingError, ModelError) as error:
             raise type(error)(
                 f"{self.name}: TensorRT does not load its engine here",
@@ -140,7 +146,8 @@ class TensorRTRunner(Runner):
         images = [info for info in found if info.is_input]
         if len(images) != 1 or len(images) == len(found):
             raise ModelError(
-                f"{self.name}: the engine has {len(images)} inputs of {len(found)} tensors",
+                f"{self.name}: the engine is no classifier's",
+                got=f"{len(images)} inputs of {len(found)} tensors",
                 expected="one input, and an output at least",
                 fix="build it from a graph that has",
             )
@@ -171,7 +178,8 @@ class TensorRTRunner(Runner):
             taken = (*_FLOATS, "uint8") if info is image else _FLOATS
             if info.dtype not in taken:
                 raise ModelError(
-                    f"{self.name}: {info.name!r} is {info.dtype}",
+                    f"{self.name}: the dtype of {info.name!r} cannot be used",
+                    got=info.dtype,
                     expected=" or ".join(taken),
                     fix="build it from a graph with float outputs, and floats or uint8 pixels for "
                     "its input",
@@ -237,6 +245,7 @@ class TensorRTRunner(Runner):
         if profiler is None or not self._times:
             raise RunnerError(
                 f"{self.name}: its layers are not timed",
+                got="a runner that is closed, does not profile or has run no query",
                 expected="an open runner with RunOptions.profile, and a query",
                 fix="open it with profile=True and run one",
             )
@@ -279,5 +288,10 @@ class TensorRTRunner(Runner):
 
     def _current(self) -> Any:
         if self._device is None:
-            raise RunnerError(f"{self.name} is not open", fix="call it inside 'with runner:'")
+            raise RunnerError(
+                f"{self.name} is not open",
+                got="a closed runner",
+                expected="an open one",
+                fix="call it inside 'with runner:'",
+            )
         return self._device.active()
