@@ -451,7 +451,7 @@ def test_conditions_join_a_result(tmp_path: Path, clock: Any) -> None:
             f"{machines.CPU}/cpu0/thermal_throttle/core_throttle_count": 5,
         })  # fmt: skip
     said = conditions.to_json(20)
-    assert set(said) == {"energy", "energy_note", "temperature_c", "system"}
+    assert set(said) == {"energy", "energy_note", "temperature_c", "resident_bytes", "system"}
     assert said["energy"]["joules_per_image"] == pytest.approx(5.0)
     assert said["energy"]["net_joules_per_image"] == pytest.approx((100 - 5 * 4) / 20)
     assert said["energy"]["idle_seconds"] == pytest.approx(energy.IDLE_SECONDS)
