@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
-from vggdeploy import baseline, pipeline, verification
+from vggdeploy import baseline, pipeline, policy, pytest_plugin, verification
 
+ROOT = Path(__file__).parents[2]
 HEAVY = ("numpy", "openvino", "torch", "onnx", "PIL", "rich", "typer", "vggdeploy.gates")
 
 
@@ -336,7 +340,8 @@ def test_fixtures_of_the_project_take_our_place(project, tmp_path):
 def test_pytest_starts_without_anything_heavy(project, pytester):
     pytester.makeconftest(
         """
-        
+        import sys
+
         def pytest_unconfigure():
             print("IMPORTED", *sys.modules)
         """
@@ -362,6 +367,18 @@ def test_pytest_starts_without_anything_heavy(project, pytester):
     assert word == "IMPORTED"
     assert {"vggdeploy.pytest_plugin", "vggdeploy.policy"} <= set(imported)
     assert not [name for name in imported if name.startswith(HEAVY)]
+
+
+def test_the_guide_names_every_option_and_fixture():
+    guide = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    known = re.findall(r'"(--vggdeploy-\w+)"', inspect.getsource(pytest_plugin))
+    assert len(known) == 4
+    assert set(re.findall(r"--vggdeploy-\w+", guide)) == set(known)
+    assert all(f"| `{name}` |" in guide for name in ("bundle", "runner", "parity"))
+    (example,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    bounds = re.search(r"accuracy_gate\((.*)\)", example)[1]
+    policy.make({key: float(value) for key, value in re.findall(r"(\w+)=([\d.]+)", bounds)})
+    compile(example, "docs/ci.md", "exec")
 
 
 def test_options_and_marker_explain_themselves(pytester):
