@@ -50,8 +50,9 @@ def show_gate(terminal: Terminal, verdicts: Verdicts) -> None:
     """Every criterion, then the verdict."""
     rows = []
     for criterion in verdicts.criteria:
-        *figures, verdict = cells(criterion)
-        rows.append((*figures, Text(verdict, style=_COLOURS[criterion.verdict])))
+        row: list[str | Text] = [*cells(criterion)]
+        row[-1] = Text(str(row[-1]), style=_COLOURS[criterion.verdict])
+        rows.append(row)
     terminal.table(COLUMNS, rows)
     for criterion in verdicts.criteria:
         if criterion.note:

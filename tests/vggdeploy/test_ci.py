@@ -97,6 +97,14 @@ def test_what_was_not_verified_has_no_property():
     assert names == {"verdict", "digest", "vggdeploy"}
 
 
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"])
+def test_what_a_terminal_can_do_changes_nothing(monkeypatch, name):
+    before = gate_table.text(VERDICTS)
+    monkeypatch.setenv(name, "1")
+    assert gate_table.text(VERDICTS) == before
+    assert "\x1b" not in before
+
+
 def test_the_time_is_now_if_none_is_given():
     before = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0, tzinfo=None)
     said = datetime.datetime.fromisoformat(suite(VERDICTS, None).get("timestamp"))

@@ -10,8 +10,8 @@ from vggdeploy.report.reading import clean
 if TYPE_CHECKING:
     from vggdeploy.gates import Verdicts
 
-_DATA = {"%": "%25", "\r": "%0D", "\n": "%0A"}
-_PROPERTY = {**_DATA, ":": "%3A", ",": "%2C"}
+_DATA = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
+_PROPERTY = {**_DATA, **str.maketrans({":": "%3A", ",": "%2C"})}
 """As GitHub's own toolkit escapes them (actions/toolkit, packages/core/src/command.ts)."""
 
 
@@ -42,5 +42,5 @@ def github(verdicts: Verdicts) -> str:
     )
 
 
-def _escaped(text: str, escapes: dict[str, str]) -> str:
-    return clean(text.translate(str.maketrans(escapes)))
+def _escaped(text: str, escapes: dict[int, str]) -> str:
+    return clean(text.translate(escapes))
