@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from vggdeploy.pipeline import BuildOptions
     from vggdeploy.topology import Network
 
+pytest_plugins = ["pytester"]
+
 # The same examples every time; no deadline, since a shared machine may pause.
 settings.register_profile("vggdeploy", derandomize=True, deadline=None, database=None)
 settings.load_profile("vggdeploy")

@@ -106,6 +106,7 @@ def test_commands_and_their_flags_exist(page):
         ("rtx.md", {"build", "verify", "compile", "bench", "doctor"}),
         ("dla.md", {"build", "compile", "verify", "bench", "calibrate"}),
         ("tensorrt-versions.md", {"compile"}),
+        ("ci.md", {"build", "compile", "verify", "bench", "gate", "baseline"}),
     ],
 )
 def test_guides_show_the_commands(page, commands):

@@ -23,7 +23,7 @@ FLOORS = [
         "mixed", "plots", "policy", "evidence", "gates", "baseline", "doctor", "pipeline", "report",
     ],
     [
-        "terminal", "machine_table", "bench_table", "console", "layers_table", "speed_table", "flags", "cli", "__main__", "demo.train", "benchmarks.footprint", "benchmarks.ablation",
+        "terminal", "machine_table", "bench_table", "gate_table", "console", "layers_table", "speed_table", "ci", "flags", "cli", "__main__", "pytest_plugin", "demo.train", "benchmarks.footprint", "benchmarks.ablation",
         "benchmarks.children", "benchmarks.competitors", "benchmarks.rows", "benchmarks.latency_peers", "benchmarks.peers",
         "benchmarks.collection", "benchmarks.gpu_report", "benchmarks.trt_overhead",
         "benchmarks.overhead", "benchmarks.agreement", "benchmarks.startup",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggdeploy import bench_table, config, console, errors, flags, layers_table, results
+from vggdeploy import bench_table, config, console, errors, flags, gate_table, layers_table, results
 from vggdeploy.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -393,13 +393,18 @@ def gate(
     max_energy: flags.MaxEnergy = None,
     max_ratio: flags.MaxRatio = None,
     baseline: flags.Baseline = None,
+    junit: flags.Junit = None,
+    summary: flags.Summary = None,
+    annotations: flags.Annotations = None,
     force: flags.Force = False,
     json: flags.Json = None,
 ) -> None:
     """Hold results against bounds: exit 0 if all are met, 1 if not or if that cannot be told."""
-    from vggdeploy import pipeline
+    from vggdeploy import ci, pipeline
 
     results.refuse_overwrite(json, force)
+    outputs = ci.Outputs(junit, summary, annotations)
+    outputs.check(force, json, read=[*paths, baseline])
     verdicts = pipeline.gate(
         paths,
         _policies(context),
@@ -411,8 +416,9 @@ def gate(
         across_machines=across_machines,
         reporter=terminal,
     )
-    console.show_gate(terminal, verdicts)
+    gate_table.show_gate(terminal, verdicts)
     results.write(verdicts.to_json(), json)
+    outputs.write(verdicts)
     raise typer.Exit(errors.EXIT_OK if verdicts.verdict == "pass" else errors.EXIT_GATE)
 
 
@@ -516,15 +522,20 @@ def run(
     max_ratio: flags.MaxRatio = None,
     baseline: flags.Baseline = None,
     report: flags.Report = None,
+    junit: flags.Junit = None,
+    summary: flags.Summary = None,
+    annotations: flags.Annotations = None,
     force: flags.Force = False,
     json: flags.Json = None,
 ) -> None:
     """Build, verify, bench and gate in one."""
-    from vggdeploy import benching, pipeline
+    from vggdeploy import benching, ci, pipeline
     from vggdeploy import report as module
 
     results.refuse_overwrite(json, force, out)
     module.check(report, force, "--report")
+    outputs = ci.Outputs(junit, summary, annotations)
+    outputs.check(force, json, read=[baseline], written={"--out": out, "--report": report})
     policies = _policies(context)
     result, verdicts = pipeline.run(
         # The bound is the gate's: a gate does not change what it judges.
@@ -540,6 +551,7 @@ def run(
     )
     console.show_run(terminal, result, verdicts)
     results.write(result, json)
+    outputs.write(verdicts)
     if report is not None:
         module.write_result(result, report)
         terminal.line(f"wrote {report}", style="bold")

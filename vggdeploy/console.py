@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
 from vggdeploy import machine_table
 from vggdeploy.bench_table import show_bench
 from vggdeploy.contracts import TensorSpec
+from vggdeploy.gate_table import show_gate
 from vggdeploy.terminal import bar, duration
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 _FULL_WIDTH = 96
 """Columns that the whole budget table takes; below, the kind of layer is left out."""
-
-_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
 def show_budget(
@@ -301,38 +298,3 @@ def show_verify(terminal: Terminal, result: Mapping[str, Any]) -> None:
     terminal.table(("parity with the reference", ""), rows)
     for caution in filter(None, (result["note"], *result["cautions"])):
         terminal.line(caution, style="yellow")
-
-
-def show_gate(terminal: Terminal, verdicts: Verdicts) -> None:
-    """Every criterion, then the verdict."""
-    terminal.table(
-        ("criterion", "bound", "value", "95%", "verdict"),
-        [
-            (
-                criterion.name,
-                f"{criterion.bound:.6g} {criterion.unit}".strip(),
-                "none" if criterion.value is None else f"{criterion.value:.6g}",
-                "{:.5g} to {:.5g}".format(*criterion.interval) if criterion.interval else "",
-                Text(
-                    criterion.verdict
-                    + (" (emulated)" if criterion.execution == "emulated" else ""),
-                    style=_COLOURS[criterion.verdict],
-                ),
-            )
-            for criterion in verdicts.criteria
-        ],
-    )
-    for criterion in verdicts.criteria:
-        if criterion.note:
-            terminal.line(f"{criterion.name}: {criterion.note}", style="yellow")
-    for caution in verdicts.cautions:
-        terminal.line(caution, style="yellow")
-    if verdicts.judged:
-        terminal.line(f"judged on {verdicts.images} images ({verdicts.judged})")
-    emulated = verdicts.execution == "emulated"
-    if emulated:
-        terminal.line("accuracy was judged by emulation, not on the device", style="yellow")
-    terminal.line(
-        f"verdict: {verdicts.verdict.upper()}{' (emulated)' if emulated else ''}",
-        style=f"bold {_COLOURS[verdicts.verdict]}",
-    )

@@ -195,3 +195,14 @@ Baseline = Annotated[
 Report = Annotated[
     Path | None, typer.Option(help="Write a report too: an .html page, or Markdown (.md).")
 ]
+Junit = Annotated[
+    Path | None, typer.Option(help="Write the verdict as JUnit XML, for a CI server.")
+]
+Summary = Annotated[
+    Path | None,
+    typer.Option(help="Write it as Markdown; to $GITHUB_STEP_SUMMARY it is appended."),
+]
+Annotations = Annotated[
+    str | None,
+    typer.Option(help="Write it to standard output as annotations of a change: github."),
+]

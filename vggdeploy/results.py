@@ -11,7 +11,7 @@ from vggdeploy import atomic
 from vggdeploy.errors import ConfigError, ResultError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 SCHEMA = 1
 STDOUT = "-"
@@ -59,22 +59,60 @@ def refuse_overwrite(
     atomic.require_writable(path)
 
 
+def require_apart(read: Iterable[Path], written: Mapping[str, Path | str | None]) -> None:
+    """Make sure that nothing that is written is another file of the same command.
+
+    Args:
+        read: files, or bundles, that the command reads.
+        written: what it writes, by flag; None and ``-`` are no files.
+
+    Raises:
+        ConfigError: with the flag, and what its file is besides.
+    """
+    seen = {path.resolve(): "a result that is read" for path in read}
+    for flag, given in written.items():
+        if given is None or str(given) in ("", STDOUT):
+            continue
+        path = Path(given)
+        if path.resolve() in seen:
+            raise ConfigError(
+                f"{flag} is {seen[path.resolve()]}",
+                got=path,
+                expected="a file of its own",
+                fix=f"give {flag} another name",
+            )
+        seen[path.resolve()] = f"the same file as {flag}"
+
+
+def say(text: str, flag: str) -> None:
+    """Write to standard output.
+
+    Args:
+        text: whole lines.
+        flag: that sends them there, for errors.
+
+    Raises:
+        ConfigError: when standard output is closed, or cannot be written.
+    """
+    if sys.stdout is None:
+        raise ConfigError(
+            f"{flag} has nowhere to go",
+            got="a closed standard output",
+            expected="an open one",
+            fix="open it, or drop the flag",
+        )
+    with atomic.writing(Path("standard output")):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
 def write(result: Mapping[str, Any], destination: str | None) -> None:
     """Write a result to a file, or to standard output for ``-``; nothing when None."""
     if destination is None:
         return
     text = json.dumps({"schema": SCHEMA, **result}, indent=1, allow_nan=False) + "\n"
     if destination == STDOUT:
-        if sys.stdout is None:
-            raise ConfigError(
-                "--json - has nowhere to go",
-                got="a closed standard output",
-                expected="an open one",
-                fix="give --json a file",
-            )
-        with atomic.writing(Path("standard output")):
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        say(text, "--json -")
     else:
         atomic.write_text(Path(destination), text)
 

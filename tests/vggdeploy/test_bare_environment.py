@@ -88,7 +88,8 @@ for package in ("vggdeploy", "vggdeploy.calib", "vggdeploy.export", "vggdeploy.b
     found = importlib.import_module(package)
     names += [m.name for m in pkgutil.walk_packages(found.__path__, package + ".")]
 for name in sorted(set(names)):
-    if not name.endswith("__main__"):
+    # The plugin is imported by pytest alone.
+    if not name.endswith(("__main__", "pytest_plugin")):
         importlib.import_module(name)
         print(name)
 """

@@ -157,8 +157,9 @@ def test_run_does_it_all_and_says_no(
     capsys: Capture, flags: list[str], tiny_bundle: Path, elsewhere: Path
 ) -> None:
     arguments = ["run", *flags, "--out", "bundle", "--seconds", "0.05", "--max-engine-bytes", "9"]
-    assert main([*arguments, "--json", "result.json"]) == 1
+    assert main([*arguments, "--json", "result.json", "--junit", "gate.xml"]) == 1
     assert capsys.readouterr().out == ""
+    assert '<failure message="fail: ' in (elsewhere / "gate.xml").read_text()
     result = json.loads((elsewhere / "result.json").read_text())
     assert {"build", "verify", "bench", "gate"} <= set(result)
     assert result["gate"]["verdict"] == "fail"

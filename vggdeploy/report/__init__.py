@@ -70,7 +70,7 @@ def write(
     """
     if out is None and markdown_out is None:
         out = Path(PAGE)
-    _apart(paths, {"--out": out, "--markdown": markdown_out, "--json": json and Path(json)})
+    results.require_apart(paths, {"--out": out, "--markdown": markdown_out, "--json": json})
     check(out, force, "--out")
     check(markdown_out, force, "--markdown")
     given = reading.read(paths)
@@ -112,22 +112,6 @@ def _write(made: Any, path: Path) -> None:
 
 def _is_markdown(path: Path) -> bool:
     return path.suffix.lower() in _MARKDOWN_ENDINGS
-
-
-def _apart(paths: Sequence[Path], written: dict[str, Any]) -> None:
-    """Make sure that nothing that is written is another file of the same command."""
-    seen = {path.resolve(): "a result that is read" for path in paths}
-    for flag, path in written.items():
-        if path is None or str(path) in ("", results.STDOUT):
-            continue
-        if path.resolve() in seen:
-            raise ConfigError(
-                f"{flag} is {seen[path.resolve()]}",
-                got=path,
-                expected="a file of its own",
-                fix=f"give {flag} another name",
-            )
-        seen[path.resolve()] = f"the same file as {flag}"
 
 
 __all__ = ["check", "write", "write_result"]

@@ -1,0 +1,220 @@
+"""Bundles in tests of your own: a plugin for pytest, found by its entry point.
+
+Tests of a bundle take the fixtures ``bundle``, ``runner`` and ``parity``, or carry the marker
+``accuracy_gate``; they run once for each ``--vggdeploy-bundle`` and are skipped without any. The
+bundle is opened, run and verified once a session. A project's own fixture of one of these names
+takes its place, and the marker does not mind.
+
+pytest imports this module in every project that it is installed beside, so no more than the errors
+is imported before a fixture is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vggdeploy.errors import ConfigError, VggdeployError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vggdeploy.bundle import Bundle
+    from vggdeploy.contracts import Runner
+    from vggdeploy.policy import Policy
+
+MARKER = "accuracy_gate"
+
+_PATH, _BUNDLE, _VERIFIED = "_vggdeploy_path", "_vggdeploy_bundle", "_vggdeploy_verified"
+_DEMO = "demo"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options, each named after the flag of ``vggdeploy verify`` or ``gate`` that it is."""
+    group = parser.getgroup("vggdeploy", "bundles of vggdeploy")
+    group.addoption(
+        "--vggdeploy-bundle",
+        metavar="BUNDLE",
+        action="append",
+        default=[],
+        type=_absolute,
+        help="A bundle that tests run with; give it again for each of several.",
+    )
+    group.addoption(
+        "--vggdeploy-data",
+        metavar="DIR",
+        type=lambda given: given if given == _DEMO else str(_absolute(given)),
+        help="A folder of images to verify on, or 'demo'; the bundle's own probes if not given.",
+    )
+    group.addoption(
+        "--vggdeploy-device",
+        metavar="DEVICE",
+        default="CPU",
+        help="CPU, GPU, NPU or AUTO, as OpenVINO names them.",
+    )
+    group.addoption(
+        "--vggdeploy-baseline",
+        metavar="FILE",
+        type=_absolute,
+        help="What 'vggdeploy baseline' wrote, for max_ratio of a marker.",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the marker known, for --strict-markers."""
+    config.addinivalue_line(
+        "markers",
+        f"{MARKER}(min_agreement=..., max_drop=..., max_ratio=..., ...): run only with a bundle "
+        "that meets these bounds of vggdeploy's policy; min_agreement=0.99 if there is none.",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs what is of a bundle once for each that is given."""
+    paths = metafunc.config.getoption("vggdeploy_bundle")
+    marked = metafunc.definition.get_closest_marker(MARKER) is not None
+    if paths and (marked or _BUNDLE in metafunc.fixturenames):
+        if _PATH not in metafunc.fixturenames:
+            metafunc.fixturenames.append(_PATH)
+        names = [path.name for path in paths]
+        metafunc.parametrize(_PATH, paths, indirect=True, scope="session", ids=names)
+
+
+@pytest.fixture(scope="session", name=_PATH)
+def _path(request: pytest.FixtureRequest) -> Path:
+    given: list[Path] = request.config.getoption("vggdeploy_bundle")
+    if not given:
+        pytest.skip("there is no bundle to test: give --vggdeploy-bundle BUNDLE")
+    if not hasattr(request, "param") and len(given) > 1:
+        pytest.fail("of several bundles, take the fixture as an argument", pytrace=False)
+    path: Path = getattr(request, "param", given[0])
+    return path
+
+
+@pytest.fixture(scope="session", name=_BUNDLE)
+def _opened(_vggdeploy_path: Path) -> Bundle:
+    with _told():
+        from vggdeploy.bundle import open_bundle
+
+        return open_bundle(_vggdeploy_path)
+
+
+@pytest.fixture(scope="session", name=_VERIFIED)
+def _verified(pytestconfig: pytest.Config, _vggdeploy_bundle: Bundle) -> dict[str, Any]:
+    with _told():
+        from vggdeploy.verification import verify
+
+        return verify(
+            _vggdeploy_bundle.path,
+            data=pytestconfig.getoption("vggdeploy_data"),
+            device=pytestconfig.getoption("vggdeploy_device"),
+        )
+
+
+@pytest.fixture(scope="session")
+def bundle(_vggdeploy_bundle: Bundle) -> Bundle:
+    """The bundle of --vggdeploy-bundle (a `vggdeploy.bundle.Bundle`), its files checked."""
+    return _vggdeploy_bundle
+
+
+@pytest.fixture(scope="session")
+def runner(pytestconfig: pytest.Config, _vggdeploy_bundle: Bundle) -> Iterator[Runner]:
+    """An open runner (`vggdeploy.contracts.Runner`) of the bundle, for one image a query: of its
+    engine, or of its graph, emulated on the CPU, where its target does not run here. It takes what
+    `bundle.batch` makes of uint8 [1, H, W, 3] pixels."""
+    with contextlib.ExitStack() as stack:
+        with _told():
+            from vggdeploy import execution
+            from vggdeploy.contracts import RunOptions
+
+            options = RunOptions(device=pytestconfig.getoption("vggdeploy_device"))
+            how = execution.choose(_vggdeploy_bundle, options.device)
+            opened = stack.enter_context(how.open(_vggdeploy_bundle, options))
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def parity(_vggdeploy_verified: dict[str, Any]) -> dict[str, Any]:
+    """The result of verifying the bundle, as `vggdeploy verify --json` writes it, on
+    --vggdeploy-data or on the bundle's own probes."""
+    return _vggdeploy_verified
+
+
+@pytest.fixture(autouse=True)
+def _vggdeploy_gate(request: pytest.FixtureRequest) -> None:
+    """Holds the bundle against the bounds of a test's markers, before the test."""
+    markers = list(request.node.iter_markers(MARKER))
+    if not markers:
+        return
+    with _told():
+        policy = _policy(markers)
+    verified = request.getfixturevalue(_VERIFIED)
+    with _told():
+        from vggdeploy import baseline, gate_table, gates
+
+        before = request.config.getoption("vggdeploy_baseline")
+        if policy.max_ratio and before is None:
+            raise ConfigError(
+                f"{MARKER}: max_ratio has nothing to take ratios to",
+                got="no baseline",
+                expected="a file that 'vggdeploy baseline' wrote",
+                fix="give --vggdeploy-baseline FILE",
+            )
+        held = baseline.results_of(before, verified["target"]) if before else None
+        verdicts = gates.judge([verified], policy, baseline=held)
+    if verdicts.verdict != "pass":
+        pytest.fail(f"{MARKER}\n{gate_table.text(verdicts)}", pytrace=False)
+
+
+def _policy(markers: list[pytest.Mark]) -> Policy:
+    """The bounds of all markers of a test, the nearest first.
+
+    Raises:
+        ConfigError: for a bound that is unknown, cannot be, or is not of accuracy.
+    """
+    from vggdeploy import policy
+
+    bounds: dict[str, Any] = {}
+    for marker in reversed(markers):
+        if marker.args:
+            raise ConfigError(
+                f"{MARKER} takes bounds by name",
+                got=", ".join(map(repr, marker.args)),
+                expected="such as min_agreement=0.99",
+                fix="name them",
+            )
+        bounds.update(marker.kwargs)
+    found = policy.make(bounds, MARKER)
+    for metric in policy.METRICS.values():
+        bounded = found.bound(metric) is not None or metric.name in found.max_ratio
+        if metric.kind == "bench" and bounded:
+            raise ConfigError(
+                f"{MARKER}: nothing is measured here that a bound of speed could judge",
+                got=metric.bound
+                if metric.name not in found.max_ratio
+                else f"max_ratio {metric.name}",
+                expected="bounds of what 'vggdeploy verify' finds",
+                fix="hold it with 'vggdeploy bench' and 'vggdeploy gate'",
+            )
+    return found
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Ends a test with the one line of an error of ours. A warning of a package that is imported
+    meanwhile is shown, and is no error of the test, whatever the project's filters say."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        try:
+            yield
+        except VggdeployError as error:
+            pytest.fail(str(error), pytrace=False)
+
+
+def _absolute(given: str) -> Path:
+    """A path that stays what it is when a test changes the folder."""
+    return Path(given).expanduser().absolute()
