@@ -298,7 +298,8 @@ class Build(Calibration):
                 self.out,
                 self._facts(made),
                 lambda work: self._fill(work, made),
-                replace=self.out.exists(),
+                # Another process may have built the same in the meantime, and opened it.
+                replace=lambda: not bundle.holds(self.out, self.key, force=self.options.force),
             )
 
     def _probe_labels(self, made: Made) -> NDArray[np.int64] | None:

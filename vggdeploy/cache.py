@@ -61,6 +61,7 @@ class Cache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or default_root()
+        self._used: set[Path] = set()
 
     def stage(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Entry:
         """The files of stage `name` for `inputs`, made by `make(folder)` unless they are there.
@@ -77,12 +78,15 @@ class Cache:
             / name
             / digests.sha256_json({"stage": name, "environment": environment(), **inputs})[:32]
         )
+        self._used.add(final)
         files = _checked(final)
         if files is not None:
             with atomic.writing(final):
                 os.utime(final)
             return Entry(final, digests.sha256_json(files), cached=True)
-        with atomic.folder(final, replace=final.exists()) as work:
+        # A damaged entry gives way, and never one that another process made in the meantime and
+        # may be reading.
+        with atomic.folder(final, replace=lambda: _checked(final) is None) as work:
             make(work)
             index = {"inputs": dict(inputs), "files": describe(work)}
             (work / _INDEX).write_text(json.dumps(index))
@@ -106,14 +110,20 @@ class Cache:
                 found.append((index.parent.stat().st_mtime, index.parent, size))
             except FileNotFoundError:
                 continue  # another process pruned it between the listing and the look
-        return sorted(found)
+        return found
 
     def _prune(self) -> None:
-        entries = self._entries()
+        now = time.time()
+        # A time to come is one of a clock that was wrong, and says as little as one long gone.
+        entries = sorted(
+            ((abs(now - used), path, size) for used, path, size in self._entries()), reverse=True
+        )
         surplus = sum(size for _, _, size in entries) - _limit()
-        for used, path, size in entries:
-            if surplus <= 0 or time.time() - used < _IN_USE_SECONDS:
+        for age, path, size in entries:
+            if surplus <= 0 or age < _IN_USE_SECONDS:
                 return
+            if path in self._used:
+                continue
             shutil.rmtree(path, ignore_errors=True)
             surplus -= size
 
