@@ -54,7 +54,7 @@ def folder(final: Path, *, replace: bool | Callable[[], bool] = False) -> Iterat
     """
     with writing(final), contextlib.ExitStack() as stack:
         _make_parent(final)
-        _recover(final)
+        recover(final)
         work, lock = _new_folder(final)
         stack.callback(_release, lock)
         stack.callback(shutil.rmtree, work, ignore_errors=True)
@@ -136,7 +136,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with writing(path):
         _make_parent(path)
-        _recover(path)
+        recover(path)
         work = _beside(path, _PARTIAL)
         try:
             with work.open("xb") as file:
@@ -169,12 +169,7 @@ def writing(place: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in _FULL:
-            free = shutil.disk_usage(_existing(place)).free
-            raise MissingError(
-                f"no space left to write {place}",
-                got=f"{free / 1e6:,.0f} MB free",
-                fix="free some space, or choose another disk with --out or VGGDEPLOY_CACHE",
-            ) from error
+            raise no_space(place) from error
         if error.errno in _DENIED or isinstance(
             error, NotADirectoryError | IsADirectoryError | FileExistsError
         ):
@@ -184,6 +179,17 @@ def writing(place: Path) -> Iterator[None]:
                 fix="choose another place with --out, --json or VGGDEPLOY_CACHE",
             ) from error
         raise
+
+
+def no_space(place: Path) -> MissingError:
+    """The error for a full disk; raised too for libraries that do not pass on what the system says
+    when they cannot write."""
+    free = shutil.disk_usage(_existing(place)).free
+    return MissingError(
+        f"no space left to write {place}",
+        got=f"{free / 1e6:,.0f} MB free",
+        fix="free some space, or choose another disk with --out or VGGDEPLOY_CACHE",
+    )
 
 
 def _make_parent(place: Path) -> None:
@@ -215,7 +221,7 @@ def _beside(final: Path, ending: str) -> Path:
     return final.parent / f"{_prefix(final)}{secrets.token_hex(8)}{ending}"
 
 
-def _recover(final: Path) -> None:
+def recover(final: Path) -> None:
     """Clear what killed processes left; put back a folder that one of them had set aside."""
     if not _LOCKS:
         return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggdeploy import (
+    atomic,
     budget,
     bundle,
     cache,
@@ -148,6 +149,7 @@ class Build(Calibration):
                 "environment": cache.environment(),
             }
         )
+        atomic.recover(self.out)
         self.unchanged = bundle.holds(self.out, self.key, force=options.force)
 
     @property
