@@ -8,6 +8,7 @@ a lock was left by a killed process, and the next one that writes to the same na
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import glob
 import os
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from vggdeploy.errors import ConfigError, MissingError, VggdeployError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _LOCKS = sys.platform != "win32"
@@ -33,15 +34,19 @@ _LOCKLESS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EN
 _ATTEMPTS = 16
 """Renames to try when other processes keep replacing the same folder."""
 
+_HERE, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2(2)."""
+
 
 @contextlib.contextmanager
-def folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
+def folder(final: Path, *, replace: bool | Callable[[], bool] = False) -> Iterator[Path]:
     """A private folder to write into, renamed to `final` when the block ends without an error.
 
     Args:
         final: where the folder shall be; its parent is made.
         replace: whether a folder that is there already gives way. If not, it stays, and the new
-            one is thrown away.
+            one is thrown away. A function is asked when the new one is whole, while no other
+            writer can replace what is there.
 
     Raises:
         MissingError: when the disk is full.
@@ -49,7 +54,7 @@ def folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     with writing(final), contextlib.ExitStack() as stack:
         _make_parent(final)
-        _recover(final)
+        recover(final)
         work, lock = _new_folder(final)
         stack.callback(_release, lock)
         stack.callback(shutil.rmtree, work, ignore_errors=True)
@@ -68,7 +73,7 @@ def _new_folder(final: Path) -> tuple[Path, int]:
             return work, lock
 
 
-def _publish(work: Path, final: Path, replace: bool) -> None:
+def _publish(work: Path, final: Path, replace: bool | Callable[[], bool]) -> None:
     with contextlib.ExitStack() as aside:
         for attempt in range(_ATTEMPTS):
             try:
@@ -79,17 +84,32 @@ def _publish(work: Path, final: Path, replace: bool) -> None:
                     raise
                 if not replace:
                     return
-            with contextlib.suppress(FileNotFoundError):  # another writer set it aside
+            lock = _lock(final)
+            if lock is None:  # another writer replaced it
+                continue
+            aside.callback(_release, lock)
+            if callable(replace) and not replace():
+                return
+            if _exchange(work, final):
+                return
+            with contextlib.suppress(FileNotFoundError):  # where nothing can be locked
                 _set_aside(final, aside)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step, so that there is one at any moment; False where
+    the system or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # another system than Linux, or an old one
+        return False
+    done: int = rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
+    return done == 0
+
+
 def _set_aside(final: Path, aside: contextlib.ExitStack) -> None:
-    """Move what is at `final` out of the way, locked, until `aside` is done; were this process
-    killed before the new folder is in place, the next one would put it back."""
-    lock = _lock(final)
-    if lock is None:
-        return
-    aside.callback(_release, lock)
+    """Move what is at `final` out of the way until `aside` is done; were this process killed before
+    the new folder is in place, the next one would put it back."""
     old = _beside(final, _OLD)
     final.rename(old)
     aside.callback(_settle, old, final)
@@ -116,7 +136,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with writing(path):
         _make_parent(path)
-        _recover(path)
+        recover(path)
         work = _beside(path, _PARTIAL)
         try:
             with work.open("xb") as file:
@@ -149,13 +169,7 @@ def writing(place: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in _FULL:
-            free = shutil.disk_usage(_existing(place)).free
-            raise MissingError(
-                f"no space left to write {place}",
-                got=f"{free / 1e6:,.0f} MB free",
-                expected="room for all of it",
-                fix="free some space, or choose another disk with --out or VGGDEPLOY_CACHE",
-            ) from error
+            raise no_space(place) from error
         if error.errno in _DENIED or isinstance(
             error, NotADirectoryError | IsADirectoryError | FileExistsError
         ):
@@ -166,6 +180,18 @@ def writing(place: Path) -> Iterator[None]:
                 fix="choose another place with --out, --json or VGGDEPLOY_CACHE",
             ) from error
         raise
+
+
+def no_space(place: Path) -> MissingError:
+    """The error for a full disk; raised too for libraries that do not pass on what the system says
+    when they cannot write."""
+    free = shutil.disk_usage(_existing(place)).free
+    return MissingError(
+        f"no space left to write {place}",
+        got=f"{free / 1e6:,.0f} MB free",
+        expected="room for all of it",
+        fix="free some space, or choose another disk with --out or VGGDEPLOY_CACHE",
+    )
 
 
 def _make_parent(place: Path) -> None:
@@ -198,7 +224,7 @@ def _beside(final: Path, ending: str) -> Path:
     return final.parent / f"{_prefix(final)}{secrets.token_hex(8)}{ending}"
 
 
-def _recover(final: Path) -> None:
+def recover(final: Path) -> None:
     """Clear what killed processes left; put back a folder that one of them had set aside."""
     if not _LOCKS:
         return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggdeploy import (
+    atomic,
     budget,
     bundle,
     cache,
@@ -149,6 +150,7 @@ class Build(Calibration):
                 "environment": cache.environment(),
             }
         )
+        atomic.recover(self.out)
         self.unchanged = bundle.holds(self.out, self.key, force=options.force)
 
     @property
@@ -299,7 +301,8 @@ class Build(Calibration):
                 self.out,
                 self._facts(made),
                 lambda work: self._fill(work, made),
-                replace=self.out.exists(),
+                # Another process may have built the same in the meantime, and opened it.
+                replace=lambda: not bundle.holds(self.out, self.key, force=self.options.force),
             )
 
     def _probe_labels(self, made: Made) -> NDArray[np.int64] | None:

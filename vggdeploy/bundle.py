@@ -21,6 +21,7 @@ Digests are checked before anything is parsed or deserialized: an engine is code
 from __future__ import annotations
 
 import json
+import math
 import platform
 import zipfile
 from dataclasses import dataclass
@@ -169,18 +170,18 @@ class Bundle:
         return said
 
 
-_REQUIRED = (
-    "schema",
-    "target",
-    "model",
-    "engine",
-    "input",
-    "output",
-    "preprocess",
-    "files",
-    "build",
-    "digest",
-)
+_REQUIRED: Mapping[str, type] = {
+    "schema": int,
+    "target": str,
+    "model": dict,
+    "engine": list,
+    "input": dict,
+    "output": dict,
+    "preprocess": dict,
+    "files": dict,
+    "build": dict,
+    "digest": str,
+}
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -234,7 +235,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        content = file.read_bytes()
+        manifest = json.loads(
+            content.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite
+        )
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"{path} is no bundle",
@@ -258,18 +262,71 @@ def read_manifest(path: Path) -> dict[str, Any]:
             fix="build it again with this version",
         )
     missing = [key for key in _REQUIRED if key not in manifest]
-    if missing or manifest["digest"] != _self_digest(manifest) or not _tuned_is_whole(manifest):
+    if (
+        missing
+        or content != spelling(manifest).encode()
+        or manifest["digest"] != _self_digest(manifest)
+        or not _tuned_is_whole(manifest)
+    ):
         raise BundleError(
             f"{file} has been altered",
-            got=f"no {missing[0]}" if missing else "another digest",
+            got=f"no {missing[0]}" if missing else "another digest or spelling",
             expected="the manifest that the build wrote",
             fix="build or copy the bundle again",
+        )
+    wrong = _wrong_part(manifest)
+    if wrong is not None:
+        raise BundleError(
+            f"{file} is not what a build writes",
+            got=f"{wrong} of another form",
+            fix="do not use this bundle",
         )
     return manifest
 
 
+def _wrong_part(manifest: Mapping[str, Any]) -> str | None:
+    """The first part that has not the form that `write` gives it, which a digest does not tell
+    where it is a forger's; None where there is none."""
+    for key, kind in _REQUIRED.items():
+        if not isinstance(manifest[key], kind):
+            return key
+    for key in ("input", "output"):
+        shape = manifest[key].get("shape")
+        if not isinstance(shape, list) or not all(
+            side is None or (type(side) is int and side > 0) for side in shape
+        ):
+            return key
+    if not all(isinstance(name, str) for name in manifest["engine"]):
+        return "engine"
+    tuned = manifest.get(TUNED, {"files": {}})
+    for part, files in (("files", manifest["files"]), (TUNED, tuned.get("files"))):
+        if not isinstance(files, dict) or not all(map(_describes, files.values())):
+            return part
+    return None
+
+
+def _describes(said: Any) -> bool:
+    return (
+        isinstance(said, dict)
+        and type(said.get("size")) is int
+        and isinstance(said.get("sha256"), str)
+    )
+
+
+def spelling(manifest: Mapping[str, Any]) -> str:
+    """A manifest as it is written, to the byte: digests do not see how JSON is spelt."""
+    return json.dumps(manifest, indent=1, allow_nan=False)
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def _self_digest(manifest: Mapping[str, Any]) -> str:
@@ -299,7 +356,7 @@ def write(
     facts: Mapping[str, Any],
     fill: Callable[[Path], Mapping[str, Any] | None],
     *,
-    replace: bool,
+    replace: bool | Callable[[], bool],
 ) -> Bundle:
     """Write a bundle: `fill` puts its files into the folder it is given, the manifest follows.
 
@@ -307,7 +364,7 @@ def write(
         path: where the bundle shall be.
         facts: the manifest's own part; files, schema, tool and host are added here.
         fill: writes every file but the manifest; what it returns is added to `facts`.
-        replace: whether what is there already gives way.
+        replace: whether what is there already gives way, see `atomic.folder`.
     """
     with atomic.folder(path, replace=replace) as work:
         found = fill(work) or {}
@@ -324,7 +381,7 @@ def write(
             "files": cache.describe(work),
         }
         manifest["digest"] = _self_digest(manifest)
-        (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        (work / MANIFEST).write_text(spelling(manifest), encoding="utf-8")
     return open_bundle(path)
 
 

@@ -61,6 +61,7 @@ class Cache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or default_root()
+        self._used: set[Path] = set()
 
     def stage(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Entry:
         """The files of stage `name` for `inputs`, made by `make(folder)` unless they are there.
@@ -77,15 +78,18 @@ class Cache:
             / name
             / digests.sha256_json({"stage": name, "environment": environment(), **inputs})[:32]
         )
-        files = _checked(final)
+        self._used.add(final)
+        atomic.recover(final)
+        files = _checked(final, inputs)
         if files is not None:
             with atomic.writing(final):
                 os.utime(final)
             return Entry(final, digests.sha256_json(files), cached=True)
-        with atomic.folder(final, replace=final.exists()) as work:
+        # A damaged entry gives way, and never one that another process made in the meantime and
+        # may be reading.
+        with atomic.folder(final, replace=lambda: _checked(final, inputs) is None) as work:
             make(work)
-            index = {"inputs": dict(inputs), "files": describe(work)}
-            (work / _INDEX).write_text(json.dumps(index))
+            (work / _INDEX).write_text(_index(inputs, describe(work)))
         self._prune()
         # Another process may have been faster, with bytes of its own where a tool is not
         # deterministic: what counts is what is there.
@@ -106,14 +110,20 @@ class Cache:
                 found.append((index.parent.stat().st_mtime, index.parent, size))
             except FileNotFoundError:
                 continue  # another process pruned it between the listing and the look
-        return sorted(found)
+        return found
 
     def _prune(self) -> None:
-        entries = self._entries()
+        now = time.time()
+        # A time to come is one of a clock that was wrong, and says as little as one long gone.
+        entries = sorted(
+            ((abs(now - used), path, size) for used, path, size in self._entries()), reverse=True
+        )
         surplus = sum(size for _, _, size in entries) - _limit()
-        for used, path, size in entries:
-            if surplus <= 0 or time.time() - used < _IN_USE_SECONDS:
+        for age, path, size in entries:
+            if surplus <= 0 or age < _IN_USE_SECONDS:
                 return
+            if path in self._used:
+                continue
             shutil.rmtree(path, ignore_errors=True)
             surplus -= size
 
@@ -151,18 +161,20 @@ def describe(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _checked(final: Path) -> dict[str, dict[str, Any]] | None:
-    """The recorded files of an entry that is whole; None when it is absent or damaged."""
+def _index(inputs: Mapping[str, Any], files: Mapping[str, Any]) -> str:
+    return json.dumps({"inputs": dict(inputs), "files": files}, sort_keys=True)
+
+
+def _checked(final: Path, inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
+    """The files of an entry that is whole, to the byte of its index; None when it is absent or
+    damaged."""
     try:
-        files: dict[str, dict[str, Any]] = json.loads((final / _INDEX).read_text())["files"]
-        whole = all(
-            (final / name).stat().st_size == said["size"]
-            and digests.sha256_file(final / name) == said["sha256"]
-            for name, said in files.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        said = (final / _INDEX).read_text()
+        files = describe(final)
+    except (OSError, ValueError):
         return None
-    return files if whole else None
+    files.pop(_INDEX)
+    return files if said == _index(inputs, files) else None
 
 
 def _limit() -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggdeploy import atomic
 from vggdeploy.contracts import TensorSpec
 from vggdeploy.errors import ModelError, missing_package
 
@@ -110,11 +111,24 @@ def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
 
 
 def write(model: ir.Model, path: Path, *, external: bool) -> None:
-    """Save a graph; `external` puts the weights into ``<name>.data`` beside it."""
+    """Save a graph; `external` puts the weights into ``<name>.data`` beside it.
+
+    Raises:
+        MissingError: when the disk is full.
+    """
     import onnx_ir
 
     if external:
-        onnx_ir.save(model, path, external_data=f"{path.name}.data")
+        # numpy writes them, which says what the system said of a full disk in words of its own,
+        # and nothing of what was left to be written when the file was closed.
+        try:
+            onnx_ir.save(model, path, external_data=f"{path.name}.data")
+            for tensor in _external_tensors(onnx_ir.load(path)):
+                _check_external(path, tensor)
+        except (ModelError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise atomic.no_space(path) from error
     else:
         onnx_ir.external_data.load_to_model(model)
         onnx_ir.save(model, path)

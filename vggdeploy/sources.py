@@ -6,6 +6,7 @@ the reference's scores for a set of images are computed once and kept in the cac
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,7 +230,10 @@ def scores(source: Source, images: Dataset, store: Cache, reporter: Reporter) ->
                 expected="finite scores",
                 fix="check the weights and --preprocess",
             )
-        np.save(work / SCORES, scores)
+        # Into a file, numpy's own writing does not notice that the disk is full.
+        content = io.BytesIO()
+        np.save(content, scores)
+        (work / SCORES).write_bytes(content.getvalue())
 
     # scores depend on the images' contents and order, not on the folder's name.
     return store.stage(

@@ -45,6 +45,7 @@ with atomic.folder(Path(sys.argv[1])) as work:
 """
 
 KILLED_BETWEEN_RENAMES = """
+atomic._exchange = lambda *_: False  # as where the system cannot
 rename = Path.rename
 def once(self, target):
     rename(self, target)
@@ -132,6 +133,37 @@ def test_what_belongs_to_others_is_not_touched(tmp_path):
     before = listing(tmp_path)
     make(tmp_path / "out", "whole")
     assert listing(tmp_path) == sorted([*before, "out"])
+
+
+def test_another_writer_is_asked_before_it_is_replaced(tmp_path):
+    final = tmp_path / "out"
+    make(final, "damaged")
+    damaged = lambda: (final / "a.txt").read_text() == "damaged"  # noqa: E731
+    with atomic.folder(final, replace=damaged) as slow:
+        (slow / "a.txt").write_text("slow")
+        make(final, "quick", replace=damaged)
+        assert (final / "a.txt").read_text() == "quick"
+    assert (final / "a.txt").read_text() == "quick", "whole, and perhaps being read"
+    assert listing(tmp_path) == ["out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+def test_a_folder_is_there_at_every_moment_of_its_replacement(tmp_path):
+    final = tmp_path / "out"
+    make(final, "old")
+    missed = []
+    watching = True
+
+    def look(event, arguments):
+        if watching and event.startswith(("os.", "shutil.")) and not os.access(final, os.R_OK):
+            missed.append(event)
+
+    sys.addaudithook(look)
+    make(final, "new", replace=True)
+    watching = False
+    assert (final / "a.txt").read_text() == "new"
+    assert missed == []
+    assert listing(tmp_path) == ["out"]
 
 
 HOLD = """

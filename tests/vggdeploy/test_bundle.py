@@ -48,7 +48,7 @@ def rewrite(path, **changes):
     manifest.update(changes)
     manifest.pop("digest")
     manifest["digest"] = digests.sha256_json(manifest)
-    (path / bundle.MANIFEST).write_text(json.dumps(manifest))
+    (path / bundle.MANIFEST).write_text(bundle.spelling(manifest))
 
 
 def flip(path, place):

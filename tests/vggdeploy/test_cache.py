@@ -110,7 +110,7 @@ def test_a_stage_that_fails_leaves_nothing(store, tmp_path):
 
 
 def test_the_longest_unused_go_when_it_outgrows_its_limit(store, monkeypatch):
-    kept = [store.stage("s", {"n": n}, Maker(size=10_000)) for n in range(4)]
+    kept = [Cache().stage("s", {"n": n}, Maker(size=10_000)) for n in range(4)]
     now = max(entry.path.stat().st_mtime for entry in kept)
     # Entry 2 has been unused for longest, then 0, 3 and 1.
     for age, n in enumerate([1, 3, 0, 2], start=2):
@@ -123,7 +123,7 @@ def test_the_longest_unused_go_when_it_outgrows_its_limit(store, monkeypatch):
 
 
 def test_a_hit_counts_as_use(store, monkeypatch):
-    old, older = (store.stage("s", {"n": n}, Maker(size=10_000)) for n in range(2))
+    old, older = (Cache().stage("s", {"n": n}, Maker(size=10_000)) for n in range(2))
     now = old.path.stat().st_mtime
     os.utime(old.path, (now - 2 * HOUR,) * 2)
     os.utime(older.path, (now - 3 * HOUR,) * 2)
@@ -197,3 +197,32 @@ def test_json_has_one_spelling():
     assert digests.sha256_json({"a": 1}) != digests.sha256_json({"a": 1.5})
     with pytest.raises(ValueError, match="JSON"):
         digests.sha256_json({"a": float("nan")})
+
+
+@pytest.mark.parametrize("moved", [-50 * 365 * 24 * HOUR, 365 * 24 * HOUR])
+def test_entries_of_a_wrong_clock_go_first(store, monkeypatch, moved):
+    wrong, usual = (Cache().stage("s", {"n": n}, Maker(size=10_000)) for n in range(2))
+    now = usual.path.stat().st_mtime
+    os.utime(wrong.path, (now + moved,) * 2)
+    os.utime(usual.path, (now - 2 * HOUR,) * 2)
+    monkeypatch.setenv("VGGDEPLOY_CACHE_LIMIT", "25000")
+    store.stage("s", {"n": 2}, Maker(size=10_000))
+    assert (wrong.path.exists(), usual.path.exists()) == (False, True)
+
+
+def test_what_a_job_uses_stays_whatever_the_clock_says(store, monkeypatch):
+    own = store.stage("s", {"n": 0}, Maker(size=10_000))
+    os.utime(own.path, (0, 0))
+    monkeypatch.setenv("VGGDEPLOY_CACHE_LIMIT", "15000")
+    store.stage("s", {"n": 1}, Maker(size=10_000))
+    assert own.path.exists()
+
+
+def test_an_entry_that_another_process_made_meanwhile_stays(store):
+    def slow(work):
+        Cache().stage("s", {}, Maker("quick"))
+        Maker("slow")(work)
+
+    made = store.stage("s", {}, slow)
+    assert (made.path / "a.txt").read_text() == "quick"
+    assert made.digest == store.stage("s", {}, Maker()).digest

@@ -92,7 +92,7 @@ def test_damage_is_found(opened: Any, damage: str, tmp_path: Path) -> None:
         said["tuned"]["digest"] = "0" * 64
     else:
         said["tuned"]["digest"] = bundle.tuned_digest("another", said["tuned"])
-    (path / "manifest.json").write_text(json.dumps(said))
+    (path / "manifest.json").write_text(bundle.spelling(said))
     with pytest.raises(BundleError, match=r"altered|missing"):
         bundle.open_bundle(path)
 
@@ -101,7 +101,7 @@ def test_the_digest_of_what_was_built_still_covers_the_rest(opened: Any) -> None
     made = tuning.record(opened, CHOICE, RUN)
     said = manifest(made.path)
     said["precision"] = "fp32"
-    (made.path / "manifest.json").write_text(json.dumps(said))
+    (made.path / "manifest.json").write_text(bundle.spelling(said))
     with pytest.raises(BundleError, match="altered"):
         bundle.open_bundle(made.path)
 
@@ -125,7 +125,7 @@ def test_a_replaced_bundle_is_left_alone(opened: Any) -> None:
     said = manifest(opened.path)
     said["precision"] = "fp32"
     said["digest"] = digests.sha256_json({k: v for k, v in said.items() if k != "digest"})
-    (opened.path / "manifest.json").write_text(json.dumps(said))
+    (opened.path / "manifest.json").write_text(bundle.spelling(said))
     with pytest.raises(BundleError, match="replaced while it was tuned"):
         tuning.record(opened, CHOICE, RUN)
     assert "tuned" not in manifest(opened.path)
@@ -221,7 +221,7 @@ class TestChoosing:
         said = manifest(made.path)
         said["tuned"]["choices"][0]["colour"] = "red"
         said["tuned"]["digest"] = bundle.tuned_digest(said["digest"], said["tuned"])
-        (made.path / "manifest.json").write_text(json.dumps(said))
+        (made.path / "manifest.json").write_text(bundle.spelling(said))
         with pytest.raises(BundleError, match=r"tuned by another version.*colour"):
             tuning.choices(bundle.open_bundle(made.path))
 

@@ -11,7 +11,7 @@ import importlib.util
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import machine
+from vggdeploy import atomic, machine
 from vggdeploy.contracts import (
     CPU_WEIGHTS,
     Availability,
@@ -93,7 +93,10 @@ class OpenVINO(GraphTarget):
         path = out_dir / ENGINE
         # Half the bytes for bfloat16 too: above 6e-5 float16 rounds finer than bfloat16 will, and
         # below it a weight is too small to matter.
-        ov.save_model(model, path, compress_to_fp16=self.precision in ("fp16", "bf16"))
+        try:
+            ov.save_model(model, path, compress_to_fp16=self.precision in ("fp16", "bf16"))
+        except RuntimeError as error:  # of its streams, whatever the system said
+            raise atomic.no_space(path) from error
         return path, path.with_suffix(".bin")
 
     def dialect_for(self, cpu_isa: str) -> Dialect | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import checkpoints, graphs, reference, topology
+from vggdeploy import atomic, checkpoints, graphs, reference, topology
 from vggdeploy.contracts import Availability, Probe, Runner, Target, TensorSpec
 from vggdeploy.errors import BundleError, MissingError, ModelError
 
@@ -44,6 +44,7 @@ class Torch(Target):
         return f"torch {importlib.metadata.version('torch')}"
 
     def compile(self, onnx: Path, options: CompileOptions, out_dir: Path) -> tuple[Path, ...]:
+        import safetensors
         from safetensors.numpy import save_file
 
         network = options.network
@@ -70,7 +71,10 @@ class Torch(Target):
             tensors[f"{layer.name}.bias"] = (
                 np.zeros(layer.out_channels, np.float32) if bias is None else bias.numpy()
             )
-        save_file(tensors, out_dir / ENGINE)
+        try:
+            save_file(tensors, out_dir / ENGINE)
+        except safetensors.SafetensorError as error:
+            raise atomic.no_space(out_dir / ENGINE) from error
         (out_dir / NETWORK).write_text(
             json.dumps(
                 {
