@@ -91,6 +91,8 @@ def test_commands_and_their_flags_exist(page):
     group = typer.main.get_command(app)
     for words in vggdeploy_lines(page):
         command = group.commands[words[0]]
+        if inner := getattr(command, "commands", None):
+            command = inner[words[1]]
         known = {flag for param in command.params for flag in (*param.opts, *param.secondary_opts)}
         flags = [word.partition("=")[0] for word in words if word.startswith("--")]
         assert set(flags) <= known, words

@@ -7,8 +7,8 @@
 
 A choice is for one goal, on one device of one machine; a bundle that goes to several machines can be
 tuned on each. The manifest's own digest stays what it was, since an engine computes the same however
-it is run: what was verified before tuning is of the same bundle as what is measured after it. The
-digest of ``tuned`` covers the rest.
+it is run: what was verified before tuning is of the same bundle as what is measured after it, and
+what was signed stays signed. The digest of ``tuned`` covers the rest.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ def record(opened: Bundle, choice: Choice, run: Mapping[str, Any]) -> Bundle:
     runs = _runs(kept)
     known[_key(choice)], runs[_key(choice)] = asdict(choice), dict(run)
     with atomic.folder(path, replace=True) as work:
-        for name in now["files"]:
+        signed = (path / bundle.SIGNATURES).is_file()
+        for name in (*now["files"], *([bundle.SIGNATURES] if signed else [])):
             _link(path / name, work / name)
         table = {"schema": bundle.SCHEMA, "runs": [runs[key] for key in known if key in runs]}
         (work / bundle.TABLE).write_text(json.dumps(table, indent=1, allow_nan=False))
