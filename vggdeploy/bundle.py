@@ -314,7 +314,7 @@ def _finite(text: str) -> float:
 def files(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Every file of a bundle but its manifest and its signatures: ``sha256`` and ``size``, by name,
     those of tuning last."""
-    return {**manifest["files"], **manifest.get(TUNED, {}).get("files", {})}
+    return {**manifest["files"], **(manifest.get(TUNED) or {}).get("files", {})}
 
 
 def signatures(path: Path) -> bytes | None:
@@ -369,7 +369,7 @@ def _require_plain(manifest: Mapping[str, Any], where: str) -> None:
     for key in ("model", "input", "output", "preprocess", "build"):
         if not isinstance(manifest[key], dict):
             raise refuse(f"{key} is wrong", repr(manifest[key])[:40], "a table")
-    tuned = manifest.get(TUNED, {}).get("files", {})
+    tuned = (manifest.get(TUNED) or {}).get("files", {})
     if not isinstance(manifest["files"], dict) or not isinstance(tuned, dict):
         raise refuse("files are wrong", "no table", "size and SHA-256 of each file")
     listed = files(manifest)
@@ -389,7 +389,7 @@ def _require_plain(manifest: Mapping[str, Any], where: str) -> None:
     if not isinstance(manifest["engine"], list):
         raise refuse("its engine is wrong", manifest["engine"], "names of files")
     for name in (*(manifest["engine"] or [GRAPH]), PROBES, LAYERS):
-        if name not in manifest["files"]:
+        if not isinstance(name, str) or name not in manifest["files"]:
             raise refuse(f"has no digest of {name}", None, "a digest of every file that is read")
 
 

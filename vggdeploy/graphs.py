@@ -89,11 +89,13 @@ def _check_tensor(path: Path, tensor: ir.TensorProtocol) -> None:
     """Make sure that a tensor has the bytes that it declares, before any memory is taken for it."""
     import onnx_ir
 
-    elements = _elements(tensor.shape)
-    if not 0 <= elements <= limits.ELEMENTS:
+    shape: Any = tensor.shape
+    sides = [int(side) for side in shape]
+    elements = math.prod(sides)
+    if min(sides, default=0) < 0 or elements > limits.ELEMENTS:
         raise ModelError(
-            f"ONNX file {path}: tensor {tensor.name!r} declares too much",
-            got=f"{list(tensor.shape)}, {elements:,} elements",
+            f"ONNX file {path}: tensor {tensor.name!r} declares what cannot be",
+            got=f"{sides}, {elements:,} elements",
             expected=f"{limits.ELEMENTS:,} at most",
             fix="do not use this file",
         )

@@ -93,7 +93,7 @@ def inspect(
         "trusted": any(each["holds"] for each in signed) if keys else None,
         "calibration": _calibration(content, f"{where}: {bundle.CALIBRATION}"),
         "kept": manifest["build"].get("kept") or [],
-        "tuned": manifest.get(bundle.TUNED, {}).get("choices", []),
+        "tuned": (manifest.get(bundle.TUNED) or {}).get("choices", []),
     }
 
 

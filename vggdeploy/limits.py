@@ -179,5 +179,5 @@ def _require_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
         if dtype.hasobject:
             raise ValueError(f"{entry.filename} holds objects")
         declared, there = math.prod(shape) * dtype.itemsize, entry.file_size - member.tell()
-        if declared != there:
+        if declared != there or min(shape, default=0) < 0:
             raise OverLimitError(f"{entry.filename} declares {declared:,} bytes and has {there:,}")

@@ -87,7 +87,7 @@ def choices(opened: Bundle) -> list[Choice]:
     Raises:
         BundleError: when it is not what this version writes.
     """
-    said = opened.manifest.get(bundle.TUNED, {}).get("choices", [])
+    said = (opened.manifest.get(bundle.TUNED) or {}).get("choices", [])
     try:
         return [
             Choice(**{**each, "settings": Settings(**each["settings"]),

@@ -197,3 +197,14 @@ def test_json_has_one_spelling():
     assert digests.sha256_json({"a": 1}) != digests.sha256_json({"a": 1.5})
     with pytest.raises(ValueError, match="JSON"):
         digests.sha256_json({"a": float("nan")})
+
+
+def test_files_are_hashed_side_by_side_as_one_by_one(tmp_path):
+    paths = []
+    for index, size in enumerate((0, 1, (1 << 20) + 1, 1 << 20, 3 << 20, 5)):
+        paths.append(tmp_path / f"f{index}")
+        paths[-1].write_bytes(bytes([index]) * size)
+    assert digests.sha256_files(paths) == {path: digests.sha256_file(path) for path in paths}
+    assert digests.sha256_files([]) == {}
+    with pytest.raises(FileNotFoundError):
+        digests.sha256_files([tmp_path / "none"])
