@@ -19,7 +19,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import atomic, bundle, digests
+from vggdeploy import atomic, bundle, digests, limits
 from vggdeploy.contracts import Settings
 from vggdeploy.errors import BundleError
 
@@ -188,7 +188,7 @@ def _runs(opened: Bundle) -> dict[tuple[str, Place], dict[str, Any]]:
     """The runs that `opened`'s choices came from."""
     if bundle.TUNED not in opened.manifest:
         return {}
-    said = json.loads((opened.path / bundle.TABLE).read_text(encoding="utf-8"))
+    said = json.loads(limits.read(opened.path / bundle.TABLE, limits.JSON_BYTES))
     return dict(zip(map(_key, choices(opened)), said["runs"], strict=True))
 
 
