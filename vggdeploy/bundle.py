@@ -26,6 +26,7 @@ import json
 import math
 import platform
 import re
+import struct
 import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,13 @@ WRITTEN = ("schema", "tool", "host", "files", "digest", TUNED)
 of one engine."""
 
 
+_UNREADABLE = (
+    OSError, ValueError, LookupError, EOFError, TypeError, RuntimeError, struct.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
+"""What zipfile and numpy raise for damaged arrays."""
+
+
 @dataclass(frozen=True)
 class Probes:
     """Images that judge an engine without a dataset.
@@ -96,15 +104,22 @@ class Probes:
         try:
             file = limits.arrays(path)
             probes = cls(file["images"], file["reference"], file.get("labels"))
-        except (OSError, ValueError, LookupError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise BundleError(
                 f"{path} cannot be read", got=error, fix="build the bundle again"
             ) from error
-        if probes.images.ndim != 4 or len(probes.images) != len(probes.reference):
+        images, scores, labels = probes.images, probes.reference, probes.labels
+        if (
+            (images.dtype, images.ndim) != (np.uint8, 4)
+            or (scores.dtype, scores.ndim) != (np.float32, 2)
+            or not len(images) == len(scores) > 0
+            or (labels is not None and labels.shape != (len(images),))
+        ):
             raise BundleError(
                 f"{path} does not hold probes",
-                got=f"images {list(probes.images.shape)}, reference {list(probes.reference.shape)}",
-                expected="as many outputs as images",
+                got=f"images {images.dtype} {list(images.shape)}, reference {scores.dtype} "
+                f"{list(scores.shape)}",
+                expected="images uint8 [N, H, W, 3], reference float32 [N, classes], labels [N] or none",
                 fix="build the bundle again",
             )
         return probes

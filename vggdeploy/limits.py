@@ -146,7 +146,8 @@ def arrays(path: Path) -> dict[str, NDArray[Any]]:
     known to have the bytes that its header declares before memory is taken for it.
 
     Raises:
-        OverLimitError, ValueError, zipfile.BadZipFile, OSError: when it is none.
+        OverLimitError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, OSError:
+            when it is none.
     """
     import numpy as np
 

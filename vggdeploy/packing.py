@@ -287,7 +287,7 @@ def _damage(file: Path) -> Iterator[None]:
     except _DAMAGED as error:
         raise BundleError(
             f"packed bundle {file} cannot be read",
-            got=error,
+            got=str(error) or type(error).__name__,
             expected="a file that 'vggdeploy bundle pack' made",
             fix="pack or copy it again",
         ) from error
