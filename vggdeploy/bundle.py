@@ -110,8 +110,8 @@ class Probes:
             ) from error
         images, scores, labels = probes.images, probes.reference, probes.labels
         if (
-            (images.dtype, images.ndim) != (np.uint8, 4)
-            or (scores.dtype, scores.ndim) != (np.float32, 2)
+            (str(images.dtype), images.ndim) != ("uint8", 4)
+            or (str(scores.dtype), scores.ndim) != ("float32", 2)
             or not len(images) == len(scores) > 0
             or (labels is not None and labels.shape != (len(images),))
         ):
