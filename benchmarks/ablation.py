@@ -149,7 +149,9 @@ def main(
     source = inputs.resolve(base)
     calibration, _ = inputs.choose_images(base, source, store)
     images = inputs.held_out(source, data, calibration, store)
-    found = np.load(sources.scores(source, images, store, terminal).path / sources.SCORES)
+    found = np.load(
+        sources.scores(source, images, store, terminal).path / sources.SCORES, allow_pickle=False
+    )
     reference = found.reshape(len(found), -1)
     rows: list[dict[str, Any]] = []
     for name, changes in steps.items():

@@ -91,7 +91,10 @@ class Judge:
         self._source = source
         self._images = images
         self._terminal = terminal
-        found = np.load(sources.scores(source, images, store, terminal).path / sources.SCORES)
+        found = np.load(
+            sources.scores(source, images, store, terminal).path / sources.SCORES,
+            allow_pickle=False,
+        )
         self._reference = found.reshape(len(found), -1)
 
     def judge(self, row: Row, made: Outcome) -> Row:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import dataset
+from vggdeploy import dataset, limits
 from vggdeploy.calib.histogram import Histogram
 from vggdeploy.contracts import Silent
 from vggdeploy.errors import CalibrationError
@@ -50,16 +50,16 @@ class Statistics:
     @classmethod
     def load(cls, path: Path) -> Statistics:
         """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(
-                int(file["images"]),
-                {
-                    str(name): Histogram.restore(
-                        {key: file[f"{key}{index}"] for key in Histogram.SAVED}
-                    )
-                    for index, name in enumerate(file["names"])
-                },
-            )
+        file = limits.arrays(path)
+        return cls(
+            int(file["images"]),
+            {
+                str(name): Histogram.restore(
+                    {key: file[f"{key}{index}"] for key in Histogram.SAVED}
+                )
+                for index, name in enumerate(file["names"])
+            },
+        )
 
 
 def collect(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import graphs
+from vggdeploy import graphs, limits
 from vggdeploy.calib import second_order, sparsity
 from vggdeploy.calib.covariance import Wanted, wanted
 from vggdeploy.calib.groups import fitting_group, group_scales, round_groups
@@ -257,12 +257,12 @@ def save(rounded: Mapping[str, Rounded], path: Path) -> None:
 
 def load(path: Path) -> dict[str, Rounded]:
     """Read what `save` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        return {
-            str(name): Rounded(
-                file[f"integers{index}"],
-                file[f"scales{index}"],
-                file.get(f"bias{index}"),
-            )
-            for index, name in enumerate(file["names"])
-        }
+    file = limits.arrays(path)
+    return {
+        str(name): Rounded(
+            file[f"integers{index}"],
+            file[f"scales{index}"],
+            file.get(f"bias{index}"),
+        )
+        for index, name in enumerate(file["names"])
+    }

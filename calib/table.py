@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import atomic
+from vggdeploy import atomic, limits
 from vggdeploy.calib.methods import METHODS
 from vggdeploy.calib.rescale import EXPONENTS, LARGEST, PRODUCTS, factors
 from vggdeploy.contracts import INT8, UINT8
@@ -164,14 +164,7 @@ class CalibrationTable:
             CalibrationError: when the file is missing, unreadable or of another schema.
         """
         try:
-            text = path.read_text(encoding="utf-8")
-            said = json.loads(text, parse_float=_finite, parse_constant=_finite)
-            if not isinstance(said, dict) or said.get("kind") != KIND:
-                raise ValueError(f"no {KIND} table")
-            if said["schema"] != SCHEMA:
-                raise ValueError(f"schema {said['schema']}, not {SCHEMA}")
-            tensors = {name: _tensor(name, entry) for name, entry in said["tensors"].items()}
-            return cls(tensors, dict(said["source"]))
+            content = limits.read(path, limits.JSON_BYTES)
         except FileNotFoundError as error:
             raise CalibrationError(
                 f"calibration table {path} does not exist",
@@ -179,8 +172,30 @@ class CalibrationTable:
                 expected="a table that 'vggdeploy calibrate' wrote",
                 fix="check the path",
             ) from error
+        except (OSError, limits.OverLimitError) as error:
+            raise _unreadable(str(path), error) from error
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, where: str) -> CalibrationTable:
+        """Read what `save` wrote.
+
+        Args:
+            content: the JSON.
+            where: what errors call it.
+
+        Raises:
+            CalibrationError: when it is no table, or of another schema.
+        """
+        try:
+            said = json.loads(content, parse_float=_finite, parse_constant=_finite)
+            if not isinstance(said, dict) or said.get("kind") != KIND:
+                raise ValueError(f"no {KIND} table")
+            if said["schema"] != SCHEMA:
+                raise ValueError(f"schema {said['schema']}, not {SCHEMA}")
+            tensors = {name: _tensor(name, entry) for name, entry in said["tensors"].items()}
+            return cls(tensors, dict(said["source"]))
         except (
-            OSError,
             ValueError,
             LookupError,
             TypeError,
@@ -188,12 +203,16 @@ class CalibrationTable:
             OverflowError,
             RecursionError,
         ) as error:
-            raise CalibrationError(
-                f"calibration table {path} cannot be read",
-                got=f"no {error}" if isinstance(error, KeyError) else error,
-                expected="what 'vggdeploy calibrate' writes",
-                fix="calibrate again",
-            ) from error
+            raise _unreadable(where, error) from error
+
+
+def _unreadable(where: str, error: Exception) -> CalibrationError:
+    return CalibrationError(
+        f"calibration table {where} cannot be read",
+        got=f"no {error}" if isinstance(error, KeyError) else error,
+        expected="what 'vggdeploy calibrate' writes",
+        fix="calibrate again",
+    )
 
 
 def _finite(text: str) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import graphs
+from vggdeploy import graphs, limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 SMALL = 1024
 """Elements of a tensor that may hold sizes, axes or pads; weights have more."""
 
-LARGEST = 1 << 29
-"""Elements of a folded tensor, five times the largest weight of VGG: a graph of a few bytes can ask
-for a tensor of any size."""
-
 GENERATORS = ("ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "EyeLike", "OneHot")
 """Operators whose output may be larger than all that goes in."""
 
@@ -35,7 +31,7 @@ _RANDOM = (
 )  # fmt: skip
 
 
-def fold_constants(model: ir.Model, largest: int = LARGEST) -> None:
+def fold_constants(model: ir.Model, largest: int = limits.ELEMENTS) -> None:
     """Replace every node whose inputs are all constant by its result, as initializer.
 
     Args:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from vggdeploy import budget, config, gpus, policy, preprocess, targets, topology
+from vggdeploy import budget, config, gpus, limits, policy, preprocess, targets, topology
 from vggdeploy.cli import app
 
 if sys.version_info >= (3, 11):
@@ -91,6 +91,8 @@ def test_commands_and_their_flags_exist(page):
     group = typer.main.get_command(app)
     for words in vggdeploy_lines(page):
         command = group.commands[words[0]]
+        if inner := getattr(command, "commands", None):
+            command = inner[words[1]]
         known = {flag for param in command.params for flag in (*param.opts, *param.secondary_opts)}
         flags = [word.partition("=")[0] for word in words if word.startswith("--")]
         assert set(flags) <= known, words
@@ -107,11 +109,38 @@ def test_commands_and_their_flags_exist(page):
         ("dla.md", {"build", "compile", "verify", "bench", "calibrate"}),
         ("tensorrt-versions.md", {"compile"}),
         ("ci.md", {"build", "compile", "verify", "bench", "gate", "baseline"}),
+        ("trust.md", {"bundle", "verify", "bench", "gate", "tune", "compile"}),
     ],
 )
 def test_guides_show_the_commands(page, commands):
     """What the test above holds to the code is there at all."""
     assert {words[0] for words in vggdeploy_lines(ROOT / "docs" / page)} == commands
+
+
+def test_every_command_of_a_group_is_in_the_guide():
+    shown = {
+        words[1] for words in vggdeploy_lines(ROOT / "docs" / "trust.md") if words[0] == "bundle"
+    }
+    group = typer.main.get_command(app).commands["bundle"]
+    assert shown == set(group.commands)
+
+
+def test_the_limits_of_the_guide_are_those_of_the_code():
+    page = " ".join((ROOT / "docs" / "trust.md").read_text(encoding="utf-8").split())
+    for words in (
+        f"a manifest of {limits.MANIFEST_BYTES >> 20} MiB",
+        f"{limits.BUNDLE_FILES} files and {limits.BUNDLE_BYTES // 10**9} GB in a bundle",
+        f"{limits.PACKED_RATIO} times in unpacking",
+        f"other JSON of a bundle {limits.JSON_BYTES >> 20} MiB",
+        f"results {limits.RESULT_BYTES >> 20} MiB",
+        f"settings {limits.TOML_BYTES >> 20} MiB",
+        f"a calibration cache {limits.TRT_CACHE_BYTES >> 20} MiB",
+        f"a header of {limits.SAFETENSORS_HEADER_BYTES >> 20} MiB and {limits.TENSORS:,} tensors",
+        f"a graph of {(limits.ONNX_BYTES + 1) >> 30} GiB with {limits.ONNX_PARTS:,} parts",
+        f"2^{limits.ELEMENTS.bit_length() - 1} elements",
+        f"{limits.PIXELS:,} pixels",
+    ):
+        assert words in page, words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -11,22 +11,22 @@ ROOT = Path(__file__).parents[1]
 
 # Ground first; on one floor only from names listed earlier.
 FLOORS = [
-    ["errors", "digests", "machine", "atomic", "topology", "preprocess"],
+    ["errors", "limits", "digests", "machine", "atomic", "topology", "preprocess"],
     [
-        "contracts", "cache", "bundle", "tuning", "results", "dataset", "graphs", "opsets", "half", "pixels", "signs",
+        "contracts", "cache", "signing", "bundle", "tuning", "packing", "results", "dataset", "graphs", "opsets", "half", "pixels", "signs",
         "parity", "budget", "roofline", "gpus", "config", "demo", "demo.widen", "demo.digits", "checkpoints", "reference",
     ],
     ["export", "calib", "targets", "benchmarks"],
     [
-        "sources", "observers", "execution", "speed", "benching", "verification", "inputs", "trt_flags", "compiling", "calibration_file",
+        "sources", "observers", "execution", "speed", "benching", "verification", "inspection", "inputs", "trt_flags", "compiling", "calibration_file",
         "calibrating", "pruning", "building", "sensitivity",
         "mixed", "plots", "policy", "evidence", "gates", "baseline", "doctor", "pipeline", "report",
     ],
     [
-        "terminal", "machine_table", "bench_table", "gate_table", "console", "layers_table", "speed_table", "ci", "flags", "cli", "__main__", "pytest_plugin", "demo.train", "benchmarks.footprint", "benchmarks.ablation",
+        "terminal", "bundle_table", "machine_table", "bench_table", "gate_table", "console", "layers_table", "speed_table", "ci", "flags", "bundle_commands", "cli", "__main__", "pytest_plugin", "demo.train", "benchmarks.footprint", "benchmarks.ablation",
         "benchmarks.children", "benchmarks.competitors", "benchmarks.rows", "benchmarks.latency_peers", "benchmarks.peers",
         "benchmarks.collection", "benchmarks.gpu_report", "benchmarks.trt_overhead",
-        "benchmarks.overhead", "benchmarks.agreement", "benchmarks.startup",
+        "benchmarks.overhead", "benchmarks.agreement", "benchmarks.startup", "benchmarks.checking",
         "benchmarks.tuned",
     ],
 ]  # fmt: skip

@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from vggdeploy.errors import ConfigError, MissingError, VggdeployError
 
@@ -127,24 +127,42 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole.
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file whole; see `file`."""
+    with file(path, private=private) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def file(final: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """A file to write and read, renamed to `final` when the block ends without an error. Until then
+    nobody else can read what there is of it.
+
+    Args:
+        final: where it shall be; its parent is made.
+        private: whether nobody else may read it then either.
 
     Raises:
         MissingError: when the disk is full.
         ConfigError: when the place cannot be written.
     """
-    with writing(path):
-        _make_parent(path)
-        recover(path)
-        work = _beside(path, _PARTIAL)
+    with writing(final):
+        _make_parent(final)
+        recover(final)
+        work = _beside(final, _PARTIAL)
         try:
-            with work.open("xb") as file:
-                _flock(file.fileno(), wait=True)
-                file.write(content)
-            work.replace(path)
+            with open(work, "x+b", opener=_private) as stream:  # Path has no opener
+                _flock(stream.fileno(), wait=True)
+                yield stream
+            if not private:
+                work.chmod(0o666 & ~_umask())
+            work.replace(final)
         finally:
             work.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def require_writable(place: Path) -> None:

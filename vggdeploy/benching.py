@@ -62,8 +62,16 @@ def _beside(result: str | None, path: Path) -> Path:
     return Path(str(result)).with_suffix(".mlperf")
 
 
-def bench(path: Path, options: BenchOptions, reporter: Reporter) -> dict[str, Any]:
+def bench(
+    path: Path, options: BenchOptions, reporter: Reporter, trusted: Path | None = None
+) -> dict[str, Any]:
     """Measure the bundle at `path`; see `benchmarks.bench`.
+
+    Args:
+        path: the bundle.
+        options: how.
+        reporter: told the progress.
+        trusted: public keys, one of which must have signed it; see `bundle.open_bundle`.
 
     Returns:
         its result, with ``tuned`` (whether settings that the bundle was tuned to were used) and
@@ -73,16 +81,29 @@ def bench(path: Path, options: BenchOptions, reporter: Reporter) -> dict[str, An
         MissingError: when it does not run on this machine; nothing is measured by emulation.
     """
     options.check()
-    opened = bundle.open_bundle(path)
+    opened = bundle.open_bundle(path, trusted)
     target = speed.native(opened, options.device, "bench")
     options, said = with_tuned(opened, target, options)
     return {**measure(opened, target, options, reporter), **said}
 
 
 def against(
-    path: Path, other: Path, options: BenchOptions, reporter: Reporter, seed: int = 0
+    path: Path,
+    other: Path,
+    options: BenchOptions,
+    reporter: Reporter,
+    seed: int = 0,
+    trusted: Path | None = None,
 ) -> dict[str, Any]:
     """Measure the bundles at `path` and `other` query by query in turn, and compare them.
+
+    Args:
+        path: the bundle.
+        other: what it is compared with.
+        options: how both are measured.
+        reporter: told the progress.
+        seed: of the bootstrap.
+        trusted: public keys, one of which must have signed each; see `bundle.open_bundle`.
 
     Returns:
         what `comparison.compare` returns, with ``results``: ``a`` and ``b``, as `bench` gives them,
@@ -95,7 +116,7 @@ def against(
     options.check()
     sides, notes, models = [], [], []
     for each in (path, other):
-        opened = bundle.open_bundle(each)
+        opened = bundle.open_bundle(each, trusted)
         target = speed.native(opened, options.device, "bench")
         own, said = with_tuned(opened, target, options)
         sides.append((opened, target, own))

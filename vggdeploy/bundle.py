@@ -12,10 +12,12 @@
     probes.npz         probe images with the reference's outputs, and labels where known
     layers.json        the budget, layer by layer; with TensorRT the engine's layers too
     tuned.json         what tuning tried, once it was tuned
+    signature.json     who vouches for it, once it was signed: see `signing`
 
 A portable bundle has no engine yet: ``vggdeploy compile`` makes it from the graph, on the device.
 
-Digests are checked before anything is parsed or deserialized: an engine is code.
+Digests are checked before anything is parsed or deserialized: an engine is code. They show that a
+bundle is whole; whose it is, its signatures show.
 """
 
 from __future__ import annotations
@@ -23,19 +25,21 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
+import struct
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import vggdeploy
-from vggdeploy import atomic, cache, digests, preprocess
+from vggdeploy import atomic, cache, digests, limits, preprocess, signing
 from vggdeploy.errors import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -51,10 +55,22 @@ TRT_CACHE = "calibration.cache"
 GRAPH = "model.onnx"
 TUNED = "tuned"
 TABLE = "tuned.json"
+SIGNATURES = "signature.json"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_AGAIN = "build it again, or copy it again"
 
 WRITTEN = ("schema", "tool", "host", "files", "digest", TUNED)
 """Parts of a manifest that are not a build's own: `write` adds them, and `tuning` the last, which is
 of one engine."""
+
+
+_UNREADABLE = (
+    OSError, ValueError, LookupError, EOFError, TypeError, RuntimeError, struct.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
+"""What zipfile and numpy raise for damaged arrays."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +102,27 @@ class Probes:
             BundleError: when the arrays are not those that `save` writes.
         """
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                labels = file.get("labels")
-                probes = cls(file["images"], file["reference"], labels)
-        except (OSError, ValueError, LookupError, EOFError, TypeError, zipfile.BadZipFile) as error:
+            file = limits.arrays(path)
+            probes = cls(file["images"], file["reference"], file.get("labels"))
+        except _UNREADABLE as error:
             raise BundleError(
                 f"{path} cannot be read",
                 got=error,
                 expected="the probes that 'vggdeploy build' wrote",
                 fix="build the bundle again",
             ) from error
-        if probes.images.ndim != 4 or len(probes.images) != len(probes.reference):
+        images, scores, labels = probes.images, probes.reference, probes.labels
+        if (
+            (str(images.dtype), images.ndim) != ("uint8", 4)
+            or (str(scores.dtype), scores.ndim) != ("float32", 2)
+            or not len(images) == len(scores) > 0
+            or (labels is not None and labels.shape != (len(images),))
+        ):
             raise BundleError(
                 f"{path} does not hold probes",
-                got=f"images {list(probes.images.shape)}, reference {list(probes.reference.shape)}",
-                expected="as many outputs as images",
+                got=f"images {images.dtype} {list(images.shape)}, reference {scores.dtype} "
+                f"{list(scores.shape)}",
+                expected="images uint8 [N, H, W, 3], reference float32 [N, classes], labels [N] or none",
                 fix="build the bundle again",
             )
         return probes
@@ -166,47 +188,46 @@ class Bundle:
 
     def budget(self) -> dict[str, Any]:
         """The network's budget, in the form of `budget.Budget.to_json`."""
-        said: dict[str, Any] = json.loads((self.path / LAYERS).read_text(encoding="utf-8"))
+        said: dict[str, Any] = json.loads(limits.read(self.path / LAYERS, limits.JSON_BYTES))
         return said
 
 
-_REQUIRED: Mapping[str, type] = {
-    "schema": int,
-    "target": str,
-    "model": dict,
-    "engine": list,
-    "input": dict,
-    "output": dict,
-    "preprocess": dict,
-    "files": dict,
-    "build": dict,
-    "digest": str,
-}
+_REQUIRED = (
+    "schema",
+    "target",
+    "model",
+    "engine",
+    "input",
+    "output",
+    "preprocess",
+    "files",
+    "build",
+    "digest",
+)
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path, trusted: Path | None = None) -> Bundle:
     """Open a bundle and check every file against the manifest.
 
+    Args:
+        path: its folder.
+        trusted: a file or folder of public keys, one of which must have signed it.
+
     Raises:
-        BundleError: when it is missing, of another schema, incomplete or altered.
+        BundleError: when it is missing, of another schema, incomplete or altered, or signed by none
+            of the `trusted`.
+        ConfigError, MissingError: as `signing.trusted_keys`.
     """
     manifest = read_manifest(path)
-    again = "build it again, or copy it again"
-    needed = manifest["engine"] or [GRAPH]
-    for name in (*needed, PROBES, LAYERS):
-        if name not in manifest["files"]:
-            raise BundleError(
-                f"bundle {path}: {MANIFEST} has no digest of {name}",
-                got=f"those of {', '.join(manifest['files']) or 'no file'}",
-                expected="a digest of every file that is read",
-                fix=again,
-            )
-    for name, said in {**manifest["files"], **manifest.get(TUNED, {}).get("files", {})}.items():
+    if trusted is not None:
+        signing.require(manifest, signatures(path), trusted, f"bundle {path}")
+    listed = files(manifest)
+    for name, said in listed.items():
         file = path / name
-        if Path(name).name != name or file.is_symlink():
+        if file.is_symlink():
             raise BundleError(
                 f"bundle {path}: {name!r} points outside of it",
-                got="a symbolic link" if file.is_symlink() else "a path through folders",
+                got="a symbolic link",
                 expected="plain files in the bundle's folder",
                 fix="do not use this bundle",
             )
@@ -215,16 +236,32 @@ def open_bundle(path: Path) -> Bundle:
                 f"bundle {path}: {name} is missing",
                 got="no such file",
                 expected="every file that the manifest names",
-                fix=again,
+                fix=_AGAIN,
             )
-        if file.stat().st_size != said["size"] or digests.sha256_file(file) != said["sha256"]:
-            raise BundleError(
-                f"bundle {path}: {name} has been altered",
-                got=f"{file.stat().st_size:,} bytes of another digest",
-                expected=f"{said['size']:,} bytes with SHA-256 {said['sha256'][:16]}...",
-                fix=again,
-            )
+        if file.stat().st_size != said["size"]:
+            raise altered(f"bundle {path}", name, said, file.stat().st_size)
+    found = digests.sha256_files([path / name for name in listed])
+    for name, said in listed.items():
+        if found[path / name] != said["sha256"]:
+            raise altered(f"bundle {path}", name, said, said["size"])
     return Bundle(path, manifest)
+
+
+def altered(where: str, name: str, said: Mapping[str, Any], size: int) -> BundleError:
+    """The error for a file that is not what the manifest says.
+
+    Args:
+        where: the bundle.
+        name: the file.
+        said: the manifest's words on it.
+        size: what it has, in bytes.
+    """
+    return BundleError(
+        f"{where}: {name} has been altered",
+        got=f"{size:,} bytes of another digest",
+        expected=f"{said['size']:,} bytes with SHA-256 {said['sha256'][:16]}...",
+        fix=_AGAIN,
+    )
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -235,81 +272,66 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     try:
-        content = file.read_bytes()
-        manifest = json.loads(
-            content.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite
+        if not file.is_file():
+            raise BundleError(
+                f"{path} is no bundle",
+                got=f"no {MANIFEST}",
+                expected="a folder that 'vggdeploy build' made",
+                fix="check the path",
+            )
+        content = limits.read(file, limits.MANIFEST_BYTES)
+    except (OSError, limits.OverLimitError) as error:
+        raise _unreadable(str(file), error) from error
+    return parse_manifest(content, str(file))
+
+
+def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
+    """A manifest, checked against its own digest: every part that a bundle must have is there, and
+    every file is a plain name with a size and a digest.
+
+    Args:
+        content: its JSON.
+        where: what errors call it.
+
+    Raises:
+        BundleError: when it is none, of another schema or altered.
+    """
+    try:
+        manifest = json.loads(content, parse_float=_finite, parse_constant=_finite)
+        if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+            got = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+            raise BundleError(
+                f"{where} is of another schema",
+                got=got,
+                expected=SCHEMA,
+                fix="build it again with this version",
+            )
+        missing = [key for key in _REQUIRED if key not in manifest]
+        whole = (
+            not missing
+            and content == spelling(manifest).encode()
+            and manifest["digest"] == _self_digest(manifest)
+            and _tuned_is_whole(manifest)
         )
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(where, error) from error
+    if not whole:
         raise BundleError(
-            f"{path} is no bundle",
-            got=f"no {MANIFEST}",
-            expected="a folder that 'vggdeploy build' made",
-            fix="check the path",
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(
-            f"{file} cannot be read",
-            got=error,
-            expected="the manifest that 'vggdeploy build' wrote",
-            fix="build the bundle again",
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        got = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise BundleError(
-            f"bundle {path} is of another schema",
-            got=got,
-            expected=SCHEMA,
-            fix="build it again with this version",
-        )
-    missing = [key for key in _REQUIRED if key not in manifest]
-    if (
-        missing
-        or content != spelling(manifest).encode()
-        or manifest["digest"] != _self_digest(manifest)
-        or not _tuned_is_whole(manifest)
-    ):
-        raise BundleError(
-            f"{file} has been altered",
+            f"{where} has been altered",
             got=f"no {missing[0]}" if missing else "another digest or spelling",
             expected="the manifest that the build wrote",
             fix="build or copy the bundle again",
         )
-    wrong = _wrong_part(manifest)
-    if wrong is not None:
-        raise BundleError(
-            f"{file} is not what a build writes",
-            got=f"{wrong} of another form",
-            fix="do not use this bundle",
-        )
+    _require_plain(manifest, where)
     return manifest
 
 
-def _wrong_part(manifest: Mapping[str, Any]) -> str | None:
-    """The first part that has not the form that `write` gives it, which a digest does not tell
-    where it is a forger's; None where there is none."""
-    for key, kind in _REQUIRED.items():
-        if not isinstance(manifest[key], kind):
-            return key
-    for key in ("input", "output"):
-        shape = manifest[key].get("shape")
-        if not isinstance(shape, list) or not all(
-            side is None or (type(side) is int and side > 0) for side in shape
-        ):
-            return key
-    if not all(isinstance(name, str) for name in manifest["engine"]):
-        return "engine"
-    tuned = manifest.get(TUNED, {"files": {}})
-    for part, files in (("files", manifest["files"]), (TUNED, tuned.get("files"))):
-        if not isinstance(files, dict) or not all(map(_describes, files.values())):
-            return part
-    return None
-
-
-def _describes(said: Any) -> bool:
-    return (
-        isinstance(said, dict)
-        and type(said.get("size")) is int
-        and isinstance(said.get("sha256"), str)
+def _unreadable(where: str, error: Exception) -> BundleError:
+    return BundleError(
+        f"{where} cannot be read",
+        got=error,
+        expected="the manifest that 'vggdeploy build' wrote",
+        fix="build the bundle again",
     )
 
 
@@ -318,15 +340,109 @@ def spelling(manifest: Mapping[str, Any]) -> str:
     return json.dumps(manifest, indent=1, allow_nan=False)
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is no finite number")
+        raise ValueError(f"{text} is no JSON")
     return number
+
+
+def files(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every file of a bundle but its manifest and its signatures: ``sha256`` and ``size``, by name,
+    those of tuning last."""
+    return {**manifest["files"], **(manifest.get(TUNED) or {}).get("files", {})}
+
+
+def signatures(path: Path) -> bytes | None:
+    """The content of a bundle's signatures; None where it has none.
+
+    Raises:
+        BundleError: when they cannot be read.
+    """
+    file = path / SIGNATURES
+    try:
+        return limits.read(file, limits.SIGNATURES_BYTES) if file.is_file() else None
+    except (OSError, limits.OverLimitError) as error:
+        raise BundleError(
+            f"{file} cannot be read",
+            got=error,
+            expected="what 'vggdeploy bundle sign' wrote",
+            fix="sign it again",
+        ) from error
+
+
+def sign(path: Path, key: Path) -> dict[str, Any]:
+    """Sign a bundle, once it is known to be whole: a signature is added to those that it has.
+
+    Args:
+        path: its folder.
+        key: the file of a private key.
+
+    Returns:
+        ``bundle``, ``digest``, ``key`` (the id) and ``signatures``, the ids of all that signed it.
+
+    Raises:
+        BundleError: when it is damaged.
+        ConfigError, MissingError: as `signing.private_key`.
+    """
+    private = signing.private_key(key)
+    digest, where = str(open_bundle(path).manifest["digest"]), f"bundle {path}"
+    content = signing.add(signatures(path), digest, private, where)
+    atomic.write_bytes(path / SIGNATURES, content)
+    return {
+        "kind": "sign",
+        "bundle": str(path),
+        "digest": digest,
+        "key": signing.key_id(private.public_key()),
+        "signatures": [each.key for each in signing.parse(content, where)],
+    }
+
+
+_MOST_BYTES = {PROBES: limits.PROBES_BYTES, TRT_CACHE: limits.TRT_CACHE_BYTES}
+
+
+def _require_plain(manifest: Mapping[str, Any], where: str) -> None:
+    """Make sure that what a manifest says of files can be relied on, whoever wrote it."""
+
+    def refuse(what: str, got: object, expected: str) -> BundleError:
+        return BundleError(f"{where}: {what}", got=got, expected=expected, fix=_AGAIN)
+
+    for key in ("model", "input", "output", "preprocess", "build"):
+        if not isinstance(manifest[key], dict):
+            raise refuse(f"{key} is wrong", repr(manifest[key])[:40], "a table")
+    for key in ("input", "output"):
+        shape = manifest[key].get("shape")
+        if not isinstance(shape, list) or not all(
+            side is None or (type(side) is int and side > 0) for side in shape
+        ):
+            raise refuse(f"the shape of its {key} is wrong", repr(shape)[:40], "sides above 0")
+    tuned = (manifest.get(TUNED) or {}).get("files", {})
+    if not isinstance(manifest["files"], dict) or not isinstance(tuned, dict):
+        raise refuse("files are wrong", "no table", "size and SHA-256 of each file")
+    listed = files(manifest)
+    if len(listed) > limits.BUNDLE_FILES:
+        raise refuse("there are too many files", len(listed), f"{limits.BUNDLE_FILES} at most")
+    if len({name.casefold() for name in listed}) < len(listed):
+        raise refuse("two files differ in capitals alone", ", ".join(listed), "other names")
+    for name, said in listed.items():
+        if not _NAME.fullmatch(name) or name.casefold() in (MANIFEST, SIGNATURES):
+            raise refuse(f"{name!r} points outside of it", "another kind of name", "plain names")
+        size = said.get("size") if isinstance(said, dict) else None
+        if type(size) is not int or size < 0 or not _SHA256.fullmatch(str(said.get("sha256"))):
+            raise refuse(f"what it says of {name} is wrong", said, "its size and its SHA-256")
+        most = limits.JSON_BYTES if name.endswith(".json") else limits.BUNDLE_BYTES
+        if size > (most := _MOST_BYTES.get(name, most)):
+            raise refuse(f"{name} is too large", f"{size:,} bytes", f"{most:,} at most")
+    if not isinstance(manifest["engine"], list):
+        raise refuse("its engine is wrong", manifest["engine"], "names of files")
+    for name in (*(manifest["engine"] or [GRAPH]), PROBES, LAYERS):
+        if not isinstance(name, str) or name not in manifest["files"]:
+            named = ", ".join(manifest["files"]) or "no file"
+            raise refuse(
+                f"has no digest of {name}",
+                f"those of {named}",
+                "a digest of every file that is read",
+            )
 
 
 def _self_digest(manifest: Mapping[str, Any]) -> str:
@@ -396,12 +512,7 @@ def holds(path: Path, key: str, *, force: bool) -> bool:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return False
     if not (path / MANIFEST).is_file():
-        raise BundleError(
-            f"{path} exists and is no bundle",
-            got=f"no {MANIFEST} in it" if path.is_dir() else "a file",
-            expected="a free path, or a bundle",
-            fix="choose another place with --out",
-        )
+        raise _no_bundle(path)
     try:
         same = read_manifest(path)["build"]["key"] == key
     except BundleError:
@@ -420,3 +531,31 @@ def holds(path: Path, key: str, *, force: bool) -> bool:
     except BundleError:
         return False
     return True
+
+
+def _no_bundle(path: Path) -> BundleError:
+    return BundleError(
+        f"{path} exists and is no bundle",
+        got=f"no {MANIFEST} in it" if path.is_dir() else "a file",
+        expected="a free path, or a bundle",
+        fix="choose another place with --out",
+    )
+
+
+def refuse_taken(place: Path, *, force: bool) -> None:
+    """Make sure that a bundle may be written to `place`.
+
+    Raises:
+        BundleError: when something else is there, and it is no bundle or `force` is not given.
+    """
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    if not (place / MANIFEST).is_file():
+        raise _no_bundle(place)
+    if not force:
+        raise BundleError(
+            f"{place} holds another bundle",
+            got="a bundle that would be replaced",
+            expected="a place that is free",
+            fix="give --force to replace it, or choose another --out",
+        )

@@ -11,6 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vggdeploy import limits
 from vggdeploy.calib import CalibrationTable, methods, trt_cache
 from vggdeploy.errors import CalibrationError, ConfigError
 
@@ -158,8 +159,9 @@ def read(path: Path) -> CalibrationFile:
         with path.open("rb") as file:
             content = file.read(_HEAD)
             head = content.lstrip()
+            most = limits.JSON_BYTES if head.startswith(b"{") else limits.TRT_CACHE_BYTES
             if head.startswith((b"{", b"TRT-")):
-                content += file.read()
+                content += file.read(most)
     except FileNotFoundError as error:
         raise CalibrationError(
             f"calibration {path} does not exist",
@@ -174,9 +176,16 @@ def read(path: Path) -> CalibrationFile:
             expected="a calibration table, or TensorRT's calibration cache",
             fix="check the path",
         ) from error
+    if len(content) > most:
+        raise CalibrationError(
+            f"calibration {path} is too large",
+            got=f"more than {most:,} bytes",
+            expected="a table or a cache of one network",
+            fix="check the path",
+        )
     sha256 = hashlib.sha256(content).hexdigest()
     if head.startswith(b"{"):
-        return CalibrationFile(path, sha256, CalibrationTable.load(path))
+        return CalibrationFile(path, sha256, CalibrationTable.parse(content, str(path)))
     if head.startswith(b"TRT-") or not head:
         return CalibrationFile(path, sha256, trt_cache.parse(content, f"calibration {path}"))
     first = head.split(b"\n")[0].rstrip()[:40].decode("utf-8", "replace")

@@ -6,14 +6,15 @@ torch and safetensors are imported where they are used.
 from __future__ import annotations
 
 import json
-import pickle
+import math
 import struct
 import urllib.error
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import topology
+from vggdeploy import limits, topology
 from vggdeploy.errors import MissingError, WeightsError, require_package
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _PUBLISHED_AT = "https://download.pytorch.org/models/"
 
 _UNREADABLE = (
     RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError,
-    struct.error,
+    struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 """What torch's readers raise for damaged files, the one of old checkpoints above all."""
 
@@ -62,6 +63,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         import safetensors
         from safetensors.torch import load_file
 
+        _require_header(path)
         try:
             tensors: dict[str, torch.Tensor] = load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
@@ -70,10 +72,11 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     try:
         # Checkpoints from before torch 1.6, torchvision's VGG among them, are no zip archives and
         # cannot be memory-mapped.
-        state = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except pickle.UnpicklingError as error:
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            _require_stored(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except UnpicklingError as error:
         raise WeightsError(
             f"weights file {path} holds more than tensors, or is damaged",
             # torch's own words advise to run the code after all.
@@ -92,6 +95,56 @@ def read(path: Path) -> dict[str, torch.Tensor]:
             fix="save the state dict that is inside of it, with torch.save(state_dict, FILE)",
         )
     return state
+
+
+_ELEMENT_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+
+
+def _require_header(path: Path) -> None:
+    """Make sure that a .safetensors file declares no more than it has, before its library reads it
+    (https://huggingface.co/docs/safetensors, "Format").
+
+    Raises:
+        WeightsError: when it does.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > limits.SAFETENSORS_HEADER_BYTES:
+                raise ValueError(f"a header of {length:,} bytes")
+            header = json.loads(file.read(length))
+        data_bytes = path.stat().st_size - 8 - length
+        header.pop("__metadata__", None)
+        if len(header) > limits.TENSORS:
+            raise ValueError(f"{len(header):,} tensors")
+        for name, said in header.items():
+            begin, end = said["data_offsets"]
+            declared = math.prod(said["shape"]) * _ELEMENT_BYTES[said["dtype"]]
+            sides = (begin, end, *said["shape"])
+            if not all(type(side) is int and side >= 0 for side in sides):
+                raise ValueError(f"sizes of tensor {name!r} that are none")
+            if not begin <= end <= data_bytes or declared != end - begin:
+                raise ValueError(
+                    f"tensor {name!r} of {declared:,} bytes at {begin:,} to {end:,} of {data_bytes:,}"
+                )
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def _require_stored(path: Path) -> None:
+    """Make sure that a zip archive of torch's inflates to nothing: it stores tensors as they are.
+
+    Raises:
+        ValueError: when there is more in it than it has bytes, or too many parts.
+    """
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    held, size = sum(part.file_size for part in parts), path.stat().st_size
+    if held > size or len(parts) > 2 * limits.TENSORS:
+        raise ValueError(f"{len(parts):,} parts of {held:,} bytes in a file of {size:,}")
 
 
 def save(
@@ -125,6 +178,7 @@ def metadata(path: Path) -> dict[str, Any]:
     require_package("safetensors", "export", "a .safetensors file")
     import safetensors
 
+    _require_header(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:
             said = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))

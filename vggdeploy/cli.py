@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vggdeploy import bench_table, config, console, errors, flags, gate_table, layers_table, results
+from vggdeploy import (
+    bench_table,
+    bundle_commands,
+    config,
+    console,
+    errors,
+    flags,
+    gate_table,
+    layers_table,
+    results,
+)
 from vggdeploy.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -29,6 +39,7 @@ app = typer.Typer(
     "tune cannot meet its bound; 2 bad input or usage; 3 something this machine lacks; 130 "
     "interrupted. --debug, anywhere, shows tracebacks.",
 )
+app.add_typer(bundle_commands.app, name="bundle")
 terminal = Terminal()
 
 
@@ -76,8 +87,17 @@ def root(
         settings, ratios, by_target = policy.split(settings, targets.REGISTRY, where)
         context.obj = ratios, by_target
         commands = context.command.commands  # type: ignore[attr-defined]  # a group has them
-        takes = {name: [p.name for p in command.params] for name, command in commands.items()}
-        context.default_map = config.defaults(settings, takes, where)
+        parts = {name: getattr(command, "commands", {}) for name, command in commands.items()}
+        takes = {
+            name: [p.name for part in (command, *parts[name].values()) for p in part.params]
+            for name, command in commands.items()
+        }
+        found = config.defaults(settings, takes, where)
+        # What is set for a group is set for each command in it.
+        context.default_map = {
+            name: dict.fromkeys(parts[name], own) if parts[name] else own
+            for name, own in found.items()
+        }
 
 
 @app.command()
@@ -245,6 +265,7 @@ def compile(  # noqa: A001  # a command is named as its function
     optimization_level: flags.OptimizationLevel = None,
     compute_capability: flags.ComputeCapability = None,
     out: flags.Out = None,
+    trusted_keys: flags.TrustedKeys = None,
     force: flags.Force = False,
     json: flags.Json = None,
 ) -> None:
@@ -254,7 +275,7 @@ def compile(  # noqa: A001  # a command is named as its function
     results.refuse_overwrite(json, force)
     changes = {key: context.params[key] for key in compiling.FLAGS if key in context.params}
     result = compiling.compile_bundle(
-        bundle, out=out, force=force, changes=changes, reporter=terminal
+        bundle, out=out, force=force, changes=changes, trusted=trusted_keys, reporter=terminal
     )
     console.show_compile(terminal, result)
     results.write(result, json)
@@ -267,6 +288,7 @@ def verify(
     reference: flags.Reference = None,
     device: flags.Device = "CPU",
     native: flags.Native = False,
+    trusted_keys: flags.TrustedKeys = None,
     force: flags.Force = False,
     json: flags.Json = None,
 ) -> None:
@@ -275,7 +297,13 @@ def verify(
 
     results.refuse_overwrite(json, force)
     result = verification.verify(
-        bundle, data=data, reference=reference, device=device, native=native, reporter=terminal
+        bundle,
+        data=data,
+        reference=reference,
+        device=device,
+        native=native,
+        trusted=trusted_keys,
+        reporter=terminal,
     )
     console.show_verify(terminal, result)
     results.write(result, json)
@@ -303,6 +331,7 @@ def bench(
     layers: Annotated[
         bool, typer.Option("--layers", help="Show every layer's time against its own floor.")
     ] = False,
+    trusted_keys: flags.TrustedKeys = None,
     force: flags.Force = False,
     json: flags.Json = None,
 ) -> None:
@@ -312,12 +341,12 @@ def bench(
     results.refuse_overwrite(json, force)
     options = benching.options(context.params)
     if against is None:
-        result = benching.bench(bundle, options, terminal)
+        result = benching.bench(bundle, options, terminal, trusted_keys)
         if layers:
             layers_table.show_layers(terminal, result["budget"])
         bench_table.show_bench(terminal, result)
     else:
-        result = benching.against(bundle, against, options, terminal, seed)
+        result = benching.against(bundle, against, options, terminal, seed, trusted_keys)
         speed_table.show_against(terminal, result)
     results.write(result, json)
     benching.refuse_partial(result, json)
@@ -332,6 +361,7 @@ def tune(
     device: flags.Device = "CPU",
     max_batch: flags.TuneBatch = 16,
     seed: flags.TuneSeed = 0,
+    trusted_keys: flags.TrustedKeys = None,
     force: flags.Force = False,
     json: flags.Json = None,
 ) -> None:
@@ -341,7 +371,7 @@ def tune(
 
     results.refuse_overwrite(json, force)
     options = TuneOptions(goal, latency_bound, seconds, device, max_batch, seed)
-    result = speed.tune(bundle, options, terminal)
+    result = speed.tune(bundle, options, terminal, trusted_keys)
     speed_table.show_tune(terminal, result)
     results.write(result, json)
     raise typer.Exit(errors.EXIT_OK if result["winner"] else errors.EXIT_GATE)
@@ -378,6 +408,7 @@ def gate(
     reference: flags.Reference = None,
     device: flags.Device = "CPU",
     native: flags.Native = False,
+    trusted_keys: flags.TrustedKeys = None,
     across_machines: flags.AcrossMachines = False,
     min_agreement: flags.MinAgreement = None,
     max_drop: flags.MaxDrop = None,
@@ -414,6 +445,7 @@ def gate(
         device=device,
         native=native,
         across_machines=across_machines,
+        trusted=trusted_keys,
         reporter=terminal,
     )
     gate_table.show_gate(terminal, verdicts)

@@ -86,15 +86,19 @@ def compile_bundle(
     out: Path | None = None,
     force: bool = False,
     changes: Mapping[str, Any] | None = None,
+    trusted: Path | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Compile the graph of the bundle at `path`.
+
+    What comes out is another bundle, which has no signature: `path` is what `trusted` vouches for.
 
     Args:
         path: the bundle.
         out: where the compiled bundle goes; in the place of `path` when None.
         force: whether another bundle at `out` is replaced.
         changes: what differs from the bundle's own recipe, see `options_of`.
+        trusted: public keys, one of which must have signed `path`; see `bundle.open_bundle`.
         reporter: told the progress.
 
     Returns:
@@ -104,11 +108,11 @@ def compile_bundle(
     Raises:
         ConfigError: for a target whose bundles are not compiled ahead, or an `out` that is taken.
         MissingError: when the backend, or what it needs, is not here.
-        BundleError: when the bundle is damaged or holds no graph.
+        BundleError: when the bundle is damaged, not of the `trusted` or holds no graph.
         ModelError: when the backend does not take the graph.
     """
     reporter = reporter or Silent()
-    opened = bundle.open_bundle(path)
+    opened = bundle.open_bundle(path, trusted)
     target = targets.get(opened.target)
     if not target.keeps_graph:
         raise ConfigError(
@@ -118,7 +122,8 @@ def compile_bundle(
             fix=f"use it as it is, as with 'vggdeploy verify {path}'",
         )
     place = out or path
-    _refuse_taken(place, path, force)
+    if place.resolve() != path.resolve():
+        bundle.refuse_taken(place, force=force)
     _require_available(target)
     graph = opened.graph
     chosen = options_of(opened.manifest, changes or {})
@@ -162,28 +167,6 @@ def compile_bundle(
         RECIPE: made.manifest[RECIPE],
         "seconds": seconds,
     }
-
-
-def _refuse_taken(place: Path, path: Path, force: bool) -> None:
-    """Make sure that the compiled bundle may be written to `place`."""
-    if place.resolve() == path.resolve() or not place.exists():
-        return
-    if place.is_dir() and not any(place.iterdir()):
-        return
-    if not (place / bundle.MANIFEST).is_file():
-        raise BundleError(
-            f"{place} exists and is no bundle",
-            got=f"no {bundle.MANIFEST} in it" if place.is_dir() else "a file",
-            expected="a free path, or a bundle",
-            fix="choose another place with --out",
-        )
-    if not force:
-        raise BundleError(
-            f"{place} holds another bundle",
-            got="a bundle that would be replaced",
-            expected="a place that is free",
-            fix="give --force to replace it, or choose another --out",
-        )
 
 
 def _require_available(target: Target) -> None:

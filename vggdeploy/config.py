@@ -11,6 +11,7 @@ import difflib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from vggdeploy import limits
 from vggdeploy.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -36,8 +37,8 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
         if not path.is_file():
             continue
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+            table = tomllib.loads(limits.read_text(path, limits.TOML_BYTES))
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"settings file {path} cannot be read",
                 got=error,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vggdeploy import digests
+from vggdeploy import digests, limits
 from vggdeploy.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 )
-MAX_PIXELS = 89_478_485
-"""Largest image that is decoded: Pillow's own limit, a quarter gibibyte of RGB."""
-
 _WORDNET = re.compile(r"(n\d{8})(?!\d)")
 _Source = TypeVar("_Source")
 _Result = TypeVar("_Result")
@@ -266,7 +263,7 @@ def decode(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > limits.PIXELS:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
             return _rgb(image, path)
     except FileNotFoundError as error:
@@ -280,7 +277,7 @@ def decode(path: Path) -> Image.Image:
         raise DatasetError(
             f"image {path} is too large",
             got=str(error).removeprefix("Image size ").split(" exceeds")[0].strip("()"),
-            expected=f"{MAX_PIXELS:,} pixels or fewer",
+            expected=f"{limits.PIXELS:,} pixels or fewer",
             fix="scale it down or remove it",
         ) from error
     except UnidentifiedImageError as error:

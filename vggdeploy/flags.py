@@ -166,6 +166,12 @@ ResultPath = Annotated[
     Path, typer.Argument(metavar="RESULT", help="What --json of bench or run wrote.")
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")]
+TrustedKeys = Annotated[
+    Path | None,
+    typer.Option(
+        help="Public keys, a file or a folder: bundles that none of them signed are refused."
+    ),
+]
 MinAgreement = Annotated[float | None, typer.Option(help="Least top-1 agreement, 0 to 1.")]
 MaxDrop = Annotated[float | None, typer.Option(help="Largest top-1 drop; 0.005 is half a point.")]
 MinTop1 = Annotated[float | None, typer.Option(help="Least top-1 accuracy, 0 to 1.")]

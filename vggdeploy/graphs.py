@@ -7,6 +7,7 @@ they are needed. onnx_ir is imported where it is used.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import warnings
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import atomic
+from vggdeploy import atomic, limits
 from vggdeploy.contracts import TensorSpec
 from vggdeploy.errors import ModelError, missing_package
 
@@ -48,10 +49,16 @@ def read(path: Path) -> ir.Model:
             expected="an ONNX graph",
             fix="check the path",
         )
+    if path.stat().st_size > limits.ONNX_BYTES:
+        raise _too_much(path, f"{path.stat().st_size:,} bytes", f"{limits.ONNX_BYTES:,}")
     try:
         model = onnx_ir.load(path)
-        for tensor in _external_tensors(model):
-            _check_external(path, tensor)
+        parts = 0
+        for parts, tensor in enumerate(_parts(model), start=1):
+            if parts > limits.ONNX_PARTS:
+                raise _too_much(path, "more nodes and tensors", f"{limits.ONNX_PARTS:,}")
+            if tensor is not None:
+                _check_tensor(path, tensor)
     except ModelError:
         raise
     except Exception as error:  # protobuf, onnx-ir and numpy each have errors of their own
@@ -71,6 +78,50 @@ def read(path: Path) -> ir.Model:
     return model
 
 
+def _too_much(path: Path, got: str, most: str) -> ModelError:
+    return ModelError(
+        f"ONNX file {path} is too large",
+        got=got,
+        expected=f"{most} at most",
+        fix="give the graph of one network, with large weights in a file beside it",
+    )
+
+
+_NUMBERS = (
+    "float_data", "int32_data", "int64_data", "double_data", "uint64_data",
+)  # fmt: skip
+"""Where a tensor's elements are that has no raw bytes; strings are onnx-ir's own kind."""
+
+
+def _check_tensor(path: Path, tensor: ir.TensorProtocol) -> None:
+    """Make sure that a tensor has the bytes that it declares, before any memory is taken for it."""
+    import onnx_ir
+
+    shape: Any = tensor.shape
+    sides = [int(side) for side in shape]
+    elements = math.prod(sides)
+    if min(sides, default=0) < 0 or elements > limits.ELEMENTS:
+        raise ModelError(
+            f"ONNX file {path}: tensor {tensor.name!r} declares what cannot be",
+            got=f"{sides}, {elements:,} elements",
+            expected=f"{limits.ELEMENTS:,} at most",
+            fix="do not use this file",
+        )
+    if isinstance(tensor, onnx_ir.ExternalTensor):
+        _check_external(path, tensor)
+    elif isinstance(tensor, onnx_ir.TensorProtoTensor):
+        proto = tensor.raw
+        bytes_, numbers = len(proto.raw_data), sum(len(getattr(proto, key)) for key in _NUMBERS)
+        # Two of four bits, or none of none, lie in one number.
+        if bytes_ != tensor.nbytes if bytes_ else elements > 2 * numbers:
+            raise ModelError(
+                f"ONNX file {path}: tensor {tensor.name!r} does not have what it declares",
+                got=f"{bytes_:,} bytes" if bytes_ else f"{numbers:,} numbers",
+                expected=f"{tensor.nbytes:,} bytes, {elements:,} elements",
+                fix="export or copy it again",
+            )
+
+
 def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
     folder = path.parent.resolve()
     location = (folder / tensor.location).resolve()
@@ -81,7 +132,16 @@ def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
             expected="a path inside of it",
             fix="do not use this file",
         )
-    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    offset, length = tensor.offset or 0, tensor.length or tensor.nbytes
+    if offset < 0 or length != tensor.nbytes:
+        raise ModelError(
+            f"ONNX file {path}: tensor {tensor.name!r} does not lie where it says",
+            got=f"{length:,} bytes at {offset:,} of {tensor.location}",
+            expected=f"{tensor.nbytes:,} bytes",
+            fix="export the model again",
+        )
+    tensor.base_dir = path.parent
+    end = offset + length
     if not location.is_file() or location.stat().st_size < end:
         raise ModelError(
             f"ONNX file {path}: the data of tensor {tensor.name!r} is missing or cut short",
@@ -98,16 +158,30 @@ def data_files(path: Path, model: ir.Model) -> list[Path]:
 
 
 def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Every tensor that lies in another file: initializers, and what Constant nodes hold."""
+    """Every tensor that lies in another file."""
     import onnx_ir
 
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, onnx_ir.ExternalTensor):
+    for tensor in _parts(model):
+        if isinstance(tensor, onnx_ir.ExternalTensor):
+            yield tensor
+
+
+def _parts(model: ir.Model) -> Iterator[ir.TensorProtocol | None]:
+    """Every tensor of a model, and None for every node: of the graph, of those inside of it, and of
+    its functions."""
+    import onnx_ir
+
+    for graph in model.graphs():
+        for value in graph.initializers.values():
             yield value.const_value
-    for node in model.graph.all_nodes():
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for node in itertools.chain.from_iterable(body.all_nodes() for body in bodies):
+        yield None
         for attribute in node.attributes.values():
-            if isinstance(attribute.value, onnx_ir.ExternalTensor):
+            if attribute.type is onnx_ir.AttributeType.TENSOR:
                 yield attribute.value
+            elif attribute.type is onnx_ir.AttributeType.TENSORS:
+                yield from attribute.value
 
 
 def write(model: ir.Model, path: Path, *, external: bool) -> None:

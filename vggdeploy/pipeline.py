@@ -254,9 +254,11 @@ def gate(
     reporter: Reporter,
     native: bool = False,
     across_machines: bool = False,
+    trusted: Path | None = None,
 ) -> Verdicts:
     """Hold result files against the policy of their target; a bundle among `paths` is verified first, without
-    emulation if `native`. `across_machines` allows results of different machines.
+    emulation if `native`, and must be signed by one of the keys of `trusted` where these are given.
+    `across_machines` allows results of different machines.
 
     Raises:
         ConfigError: for `data` or `reference` without a bundle to verify.
@@ -278,6 +280,7 @@ def gate(
             reference=reference,
             device=device,
             native=native,
+            trusted=trusted,
             reporter=reporter,
         )
         if path.is_dir()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
+from vggdeploy import limits
 from vggdeploy.errors import ConfigError, DatasetError
 
 if sys.version_info >= (3, 11):
@@ -134,7 +135,7 @@ def load(name_or_file: str) -> Preprocess:
             fix="choose one with --preprocess",
         )
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(limits.read_text(path, limits.TOML_BYTES))
     except FileNotFoundError as error:
         raise ConfigError(
             f"preprocessing file {path} does not exist",
@@ -142,7 +143,7 @@ def load(name_or_file: str) -> Preprocess:
             expected="a .toml file of preprocessing",
             fix="check the path",
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"preprocessing file {path} cannot be read",
             got=error,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import atomic
+from vggdeploy import atomic, limits
 from vggdeploy.errors import ConfigError, ResultError
 
 if TYPE_CHECKING:
@@ -124,7 +124,8 @@ def read(path: Path) -> dict[str, Any]:
         ResultError: when the file is missing, no result, or of another schema.
     """
     try:
-        result = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        content = limits.read(path, limits.RESULT_BYTES)
+        result = json.loads(content, parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise ResultError(
             f"result {path} does not exist",

@@ -35,10 +35,18 @@ def native(opened: Bundle, device: str, command: str) -> Target:
         ) from error
 
 
-def tune(path: Path, options: TuneOptions, reporter: Reporter) -> dict[str, Any]:
+def tune(
+    path: Path, options: TuneOptions, reporter: Reporter, trusted: Path | None = None
+) -> dict[str, Any]:
     """Tune the bundle at `path`, and put what was found into it; see `benchmarks.tune`.
 
     The bundle is left as it is where nothing keeps the bound.
+
+    Args:
+        path: the bundle.
+        options: how.
+        reporter: told the progress.
+        trusted: public keys, one of which must have signed it; see `bundle.open_bundle`.
 
     Returns:
         the result of `benchmarks.tune`, with ``recorded``: whether it is in the bundle.
@@ -48,7 +56,7 @@ def tune(path: Path, options: TuneOptions, reporter: Reporter) -> dict[str, Any]
         ConfigError: when the bundle cannot be written, before anything is measured.
     """
     options.check()
-    opened = bundle.open_bundle(path)
+    opened = bundle.open_bundle(path, trusted)
     target = native(opened, options.device, "tune")
     atomic.require_writable(path.resolve())  # where a link points to
     found = search.tune(opened, target, options, reporter)

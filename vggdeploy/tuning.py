@@ -7,8 +7,8 @@
 
 A choice is for one goal, on one device of one machine; a bundle that goes to several machines can be
 tuned on each. The manifest's own digest stays what it was, since an engine computes the same however
-it is run: what was verified before tuning is of the same bundle as what is measured after it. The
-digest of ``tuned`` covers the rest.
+it is run: what was verified before tuning is of the same bundle as what is measured after it, and
+what was signed stays signed. The digest of ``tuned`` covers the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import atomic, bundle, digests
+from vggdeploy import atomic, bundle, digests, limits
 from vggdeploy.contracts import Settings
 from vggdeploy.errors import BundleError
 
@@ -87,7 +87,7 @@ def choices(opened: Bundle) -> list[Choice]:
     Raises:
         BundleError: when it is not what this version writes.
     """
-    said = opened.manifest.get(bundle.TUNED, {}).get("choices", [])
+    said = (opened.manifest.get(bundle.TUNED) or {}).get("choices", [])
     try:
         return [
             Choice(**{**each, "settings": Settings(**each["settings"]),
@@ -160,7 +160,8 @@ def record(opened: Bundle, choice: Choice, run: Mapping[str, Any]) -> Bundle:
     runs = _runs(kept)
     known[_key(choice)], runs[_key(choice)] = asdict(choice), dict(run)
     with atomic.folder(path, replace=True) as work:
-        for name in now["files"]:
+        signed = (path / bundle.SIGNATURES).is_file()
+        for name in (*now["files"], *([bundle.SIGNATURES] if signed else [])):
             _link(path / name, work / name)
         table = {"schema": bundle.SCHEMA, "runs": [runs[key] for key in known if key in runs]}
         (work / bundle.TABLE).write_text(json.dumps(table, indent=1, allow_nan=False))
@@ -187,7 +188,7 @@ def _runs(opened: Bundle) -> dict[tuple[str, Place], dict[str, Any]]:
     """The runs that `opened`'s choices came from."""
     if bundle.TUNED not in opened.manifest:
         return {}
-    said = json.loads((opened.path / bundle.TABLE).read_text(encoding="utf-8"))
+    said = json.loads(limits.read(opened.path / bundle.TABLE, limits.JSON_BYTES))
     return dict(zip(map(_key, choices(opened)), said["runs"], strict=True))
 
 

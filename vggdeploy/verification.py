@@ -34,6 +34,7 @@ def verify(
     reference: Path | None = None,
     device: str = "CPU",
     native: bool = False,
+    trusted: Path | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Judge a bundle.
@@ -44,6 +45,7 @@ def verify(
         reference: the weights or the graph that the bundle was built from, where they lie now.
         device: the backend's own name of the device.
         native: forbids emulation, see `execution.choose`.
+        trusted: public keys, one of which must have signed it; see `bundle.open_bundle`.
         reporter: told the progress.
 
     Returns:
@@ -62,7 +64,7 @@ def verify(
             fix="give --data DIR, or drop --reference",
         )
     reporter = reporter or Silent()
-    opened = bundle.open_bundle(path)
+    opened = bundle.open_bundle(path, trusted)
     how = execution.choose(opened, device, only_native=native)
     note = ""
     judged = "probes"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vggdeploy import bundle
-from vggdeploy.benchmarks import agreement, overhead, startup
+from vggdeploy.benchmarks import agreement, checking, overhead, startup
 from vggdeploy.errors import ConfigError, ResultError
 
 
@@ -123,3 +123,21 @@ def test_the_command_of_benchmark_app(tiny_bundle: Path) -> None:
     assert command[0] == sys.executable
     assert command[command.index("-t") + 1] == "1"
     assert Path(command[command.index("-m") + 1]).is_file()
+
+
+def test_checking_measures_what_opening_does(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    real = bundle.open_bundle
+    monkeypatch.setattr(bundle, "open_bundle", lambda path: (opened.append(path), real(path))[1])
+    found = checking.measure(tiny_bundle, 3)
+    assert opened == [tiny_bundle] * 4  # once to bring the files into memory
+    listed = bundle.files(real(tiny_bundle).manifest)
+    assert found["bytes"] == sum(said["size"] for said in listed.values())
+    assert found["largest"]["bytes"] == max(said["size"] for said in listed.values())
+    assert {name: len(values) for name, values in found["samples"].items()} == {
+        "open_s": 3, "largest_s": 3, "one_by_one_s": 3,
+    }  # fmt: skip
+    assert found["open_s"] == sorted(found["samples"]["open_s"])[1]
+    assert found["met"] == (found["open_s"] <= 0.3)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from vggdeploy import graphs
+from vggdeploy import graphs, limits
 from vggdeploy.errors import ModelError
 
 onnx = pytest.importorskip("onnx")
@@ -196,6 +196,131 @@ def test_absolute_data_path_is_refused(save: Save, out: Path, tmp_path: Path) ->
     path = external(save(), str(tmp_path / "w.bin"))
     (path.parent / "w.bin").rename(tmp_path / "w.bin")
     with pytest.raises(ModelError, match="outside of its folder"):
+        adopt(path, out)
+
+
+def test_data_behind_a_link_is_refused(save: Save, out: Path, tmp_path: Path) -> None:
+    path = external(save(), "w.bin")
+    (path.parent / "w.bin").rename(tmp_path / "w.bin")
+    (path.parent / "w.bin").symlink_to(tmp_path / "w.bin")
+    with pytest.raises(ModelError, match="outside of its folder"):
+        adopt(path, out)
+
+
+def test_data_behind_a_linked_folder_is_refused(save: Save, out: Path, tmp_path: Path) -> None:
+    path = external(save(), "up/w.bin")
+    (path.parent / "w.bin").rename(tmp_path / "w.bin")
+    (path.parent / "up").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(ModelError, match="outside of its folder"):
+        adopt(path, out)
+
+
+@pytest.mark.parametrize(("key", "value"), [("offset", "-4"), ("length", "4"), ("length", "9999")])
+def test_data_of_another_place_than_declared_is_refused(
+    save: Save, out: Path, key: str, value: str
+) -> None:
+    path = external(save(), "w.bin")
+    model = onnx.load(path, load_external_data=False)
+    entries = model.graph.initializer[0].external_data
+    (entry,) = [entry for entry in entries if entry.key == key] or [entries.add(key=key)]
+    entry.value = value
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"does not lie where it says|cut short|cannot be read"):
+        adopt(path, out)
+
+
+def _declare(model: Any, dims: list[int]) -> None:
+    del model.graph.initializer[0].dims[:]
+    model.graph.initializer[0].dims.extend(dims)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(
+    "dims", [[1 << 60], [1 << 32, 1 << 32], [1 << 30, 1], [-8, -27], [1 << 20], []]
+)
+def test_a_tensor_that_declares_more_than_it_has_is_refused(
+    save: Save, out: Path, dims: list[int], beside: bool
+) -> None:
+    path = external(save(), "w.bin") if beside else save()
+    model = onnx.load(path, load_external_data=False)
+    _declare(model, dims)
+    path.write_bytes(model.SerializeToString())
+    words = "declares what cannot be|does not have what it declares|does not lie where it says"
+    with pytest.raises(ModelError, match=f"c0\\.weight.*({words})"):
+        adopt(path, out)
+
+
+@pytest.mark.parametrize("count", [0, 1, 8 * 27 - 1])
+def test_a_tensor_of_too_few_numbers_is_refused(save: Save, out: Path, count: int) -> None:
+    path = save()
+    model = onnx.load(path)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.float_data.extend([1.0] * (count // 2))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="does not have what it declares"):
+        adopt(path, out)
+
+
+def _inside(kind: str, tensor: Any) -> Callable[[Any], None]:
+    """Puts a tensor somewhere where graphs may have one besides their initializers."""
+    constant = helper.make_node("Constant", [], ["secret"], value=tensor)
+
+    def edit(model: Any) -> None:
+        if kind == "node":
+            model.graph.node.insert(0, constant)
+        elif kind == "tensors":
+            node = helper.make_node("Constant", [], ["secret"])
+            node.attribute.append(onnx.AttributeProto(name="x", type=9, tensors=[tensor]))
+            model.graph.node.insert(0, node)
+        elif kind == "function":
+            opsets = [helper.make_opsetid("", 17)]
+            made = helper.make_function("own", "F", [], ["secret"], [constant], opsets)
+            model.functions.append(made)
+            model.opset_import.append(helper.make_opsetid("own", 1))
+            model.graph.node.insert(0, helper.make_node("F", [], ["secret"], domain="own"))
+        else:
+            port = helper.make_tensor_value_info("out", 1, [4])
+            body = helper.make_graph([helper.make_node("Identity", ["secret"], ["out"])], "b", [],
+                                     [port], [tensor])  # fmt: skip
+            yes = helper.make_tensor("yes", 9, [], [True])
+            model.graph.initializer.append(yes)
+            node = helper.make_node("If", ["yes"], ["o"], then_branch=body, else_branch=body)
+            model.graph.node.insert(0, node)
+
+    return edit
+
+
+@pytest.mark.parametrize("kind", ["node", "tensors", "function", "subgraph"])
+@pytest.mark.parametrize("dims", [[4], [1 << 60]])
+def test_no_tensor_anywhere_is_out_of_sight(
+    save: Save, out: Path, kind: str, dims: list[int]
+) -> None:
+    tensor = onnx.TensorProto(name="secret", data_type=1, dims=dims, data_location=1)
+    tensor.external_data.add(key="location", value="../secret")
+    path = save()
+    (path.parent.parent / "secret").write_bytes(bytes(16))
+    model = onnx.load(path)
+    _inside(kind, tensor)(model)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"'secret' (lies outside of its folder|declares what)"):
+        adopt(path, out)
+
+
+def test_a_graph_of_too_many_parts_is_refused(
+    save: Save, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save()
+    monkeypatch.setattr(limits, "ONNX_PARTS", 5)
+    with pytest.raises(ModelError, match="too large: got more nodes and tensors, expected 5"):
+        adopt(path, out)
+
+
+def test_a_file_that_is_too_large_is_not_read(save: Save, out: Path) -> None:
+    path = save()
+    with path.open("r+b") as file:
+        file.truncate(1 << 31)
+    with pytest.raises(ModelError, match="too large: got 2,147,483,648 bytes"):
         adopt(path, out)
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -250,3 +251,36 @@ def test_a_place_below_a_file_cannot_be_written(tmp_path):
         for place in (tmp_path / "file" / "out", tmp_path / "file" / "deep" / "out"):
             with pytest.raises(ConfigError, match="cannot be written"):
                 act(place)
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("mask", [0, 0o022, 0o077])
+def test_what_is_half_there_is_nobodys_to_read(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with atomic.file(tmp_path / "f") as stream:
+            (work,) = tmp_path.iterdir()
+            assert mode(work) == 0o600
+            stream.write(b"x")
+        with atomic.folder(tmp_path / "d") as work:
+            assert mode(work) == 0o700
+        atomic.write_bytes(tmp_path / "private", b"x", private=True)
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "f") == 0o666 & ~mask
+    assert mode(tmp_path / "d") == 0o777 & ~mask
+    assert mode(tmp_path / "private") == 0o600
+
+
+def test_a_file_that_fails_leaves_nothing(tmp_path):
+    def fail():
+        with atomic.file(tmp_path / "f") as stream:
+            stream.write(b"half")
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
+    assert listing(tmp_path) == []

@@ -8,8 +8,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from small_bundle import FACTS, fill
 
-from vggdeploy import demo
+from vggdeploy import bundle, demo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +19,7 @@ OPTIONAL = (
     "torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "ml_dtypes", "safetensors", "openvino",
     "sklearn", "scikit_learn", "scipy", "matplotlib", "jinja2", "nncf", "onnxruntime", "tensorrt", "tensorrt_rtx",
     "tensorrt_rtx_cu13",
-    "pycuda", "pynvml", "nvidia_ml_py", "playwright", "markupsafe", "dask", "psutil", "hypothesis", "pytest",
+    "pycuda", "cryptography", "cffi", "pynvml", "nvidia_ml_py", "playwright", "markupsafe", "dask", "psutil", "hypothesis", "pytest",
 )  # fmt: skip
 
 WITHOUT = """
@@ -115,15 +116,18 @@ print([name for name in WATCHED if name in sys.modules])
 def test_every_help_works(bare: Any) -> None:
     code = """
 from vggdeploy.cli import app, main
-names = [command.callback.__name__ for command in app.registered_commands]
+names = [[command.callback.__name__] for command in app.registered_commands]
+for group in app.registered_groups:
+    inner = group.typer_instance.registered_commands
+    names += [[group.name, command.callback.__name__] for command in inner]
 for name in names:
-    assert main([name, "--help"]) == 0, name
+    assert main([*name, "--help"]) == 0, name
 assert main(["--help"]) == 0
 print(len(names), file=sys.stderr)
 """
     done = bare(code)
     assert done.returncode == 0, done.stderr
-    assert int(done.stderr) >= 9
+    assert int(done.stderr) >= 19
     assert "--target" in done.stdout
 
 
@@ -196,6 +200,37 @@ def test_verify_without_torch_judges_the_probes(
     result = json.loads(done.stdout)
     assert result["judged"] == "probes"
     assert "vggdeploy[export]" in result["note"]
+
+
+def test_a_bundle_is_carried_and_shown_with_the_core_alone(bare: Any, tmp_path: Path) -> None:
+    bundle.write(tmp_path / "small", FACTS, fill, replace=False)
+    for words in (
+        ["inspect", "small"],
+        ["pack", "small", "--out", "b.zip"],
+        ["inspect", "b.zip"],
+        ["unpack", "b.zip", "--out", "out"],
+    ):
+        done = bare(MAIN, "bundle", *words)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+    bundle.open_bundle(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bundle", "keygen", "--out", "k"],
+        ["bundle", "sign", "small", "--key", "k"],
+        ["bundle", "inspect", "small", "--trusted-keys", "k.pub"],
+        ["verify", "small", "--trusted-keys", "k.pub"],
+    ],
+)
+def test_signatures_say_what_to_install(bare: Any, tmp_path: Path, words: list[str]) -> None:
+    bundle.write(tmp_path / "small", FACTS, fill, replace=False)
+    done = bare(MAIN, *words)
+    assert done.returncode == 3, done.stderr
+    assert "pip install 'vggdeploy[sign]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 TENSORRT = ("tensorrt", "tensorrt_rtx", "tensorrt_cu12", "tensorrt_rtx_cu13", "pycuda")

@@ -5,56 +5,18 @@ import shutil
 
 import numpy as np
 import pytest
+from small_bundle import FACTS, PROBES, fill, flip, rewrite
 
 from vggdeploy import bundle, digests, preprocess
-from vggdeploy.bundle import Probes
 from vggdeploy.errors import BundleError
 
-FACTS = {
-    "target": "ov-int8",
-    "model": {"arch": "vgg16"},
-    "engine": ["model.xml", "model.bin"],
-    "input": {"shape": [None, 3, 224, 224]},
-    "output": {"shape": [None, 10]},
-    "preprocess": preprocess.PRESETS["imagenet"].to_json(),
-    "build": {"key": "k1"},
-}
-PROBES = Probes(
-    np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3),
-    np.linspace(-1, 1, 20, dtype=np.float32).reshape(2, 10),
-    np.array([3, 7]),
-)
 FILES = ["calibration.json", "layers.json", "model.bin", "model.onnx", "model.xml", "probes.npz"]
-
-
-def fill(work):
-    (work / "model.xml").write_text("<net/>")
-    (work / "model.bin").write_bytes(bytes(range(256)))
-    (work / bundle.GRAPH).write_bytes(b"graph")
-    (work / bundle.CALIBRATION).write_text("{}")
-    (work / bundle.LAYERS).write_text('{"layers": [{"name": "features.0"}]}')
-    PROBES.save(work / bundle.PROBES)
 
 
 @pytest.fixture
 def path(tmp_path):
     bundle.write(tmp_path / "out", FACTS, fill, replace=False)
     return tmp_path / "out"
-
-
-def rewrite(path, **changes):
-    """Change the manifest and sign it again, as a careful forger would."""
-    manifest = json.loads((path / bundle.MANIFEST).read_text())
-    manifest.update(changes)
-    manifest.pop("digest")
-    manifest["digest"] = digests.sha256_json(manifest)
-    (path / bundle.MANIFEST).write_text(bundle.spelling(manifest))
-
-
-def flip(path, place):
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
 
 
 def test_what_is_written_is_read(path):
@@ -237,3 +199,67 @@ def test_an_older_bundle_needs_force(path):
 def test_a_bundle_can_be_moved(path, tmp_path):
     shutil.copytree(path, tmp_path / "device" / "b")
     assert bundle.open_bundle(tmp_path / "device" / "b").probes().images.shape == (2, 4, 4, 3)
+
+
+SHA = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"files": []}, "files are wrong"),
+        ({"files": {"a": 1}}, "what it says of a is wrong"),
+        ({"files": {"a": {"size": 1}}}, "what it says of a is wrong"),
+        ({"files": {"a": {"size": -1, "sha256": SHA}}}, "what it says of a is wrong"),
+        ({"files": {"a": {"size": True, "sha256": SHA}}}, "what it says of a is wrong"),
+        ({"files": {"a": {"size": 1, "sha256": "0"}}}, "what it says of a is wrong"),
+        ({"files": {"a.json": {"size": 1 << 40, "sha256": SHA}}}, "too large: got 1,099"),
+        ({"files": {"model.bin": {"size": 1 << 40, "sha256": SHA}}}, "too large"),
+        ({"files": {"probes.npz": {"size": 1 << 31, "sha256": SHA}}}, "probes.npz is too large"),
+        ({"files": {f"f{i}": {"size": 1, "sha256": SHA} for i in range(65)}}, "too many files"),
+        ({"files": {n: {"size": 1, "sha256": SHA} for n in ("a", "A")}}, "capitals"),
+        ({"files": {"Manifest.json": {"size": 1, "sha256": SHA}}}, "points outside"),
+        ({"files": {"signature.json": {"size": 1, "sha256": SHA}}}, "points outside"),
+        ({"engine": "model.xml"}, "its engine is wrong"),
+        ({"engine": [["model.xml"]]}, "no digest"),
+        ({"engine": ["../model.xml"]}, "no digest"),
+        ({"build": None}, "build is wrong"),
+        ({"model": "x" * 1000}, r"model is wrong: got 'x{39},"),
+    ],
+)
+def test_a_forged_manifest_is_refused(path, changes, words):
+    """Whoever forges one can give it a digest that holds: what it says is looked at, too."""
+    rewrite(path, **changes)
+    with pytest.raises(BundleError, match=words) as caught:
+        bundle.open_bundle(path)
+    assert " -- " in str(caught.value)
+
+
+def test_a_bundle_that_says_it_was_not_tuned_is_opened(path):
+    file = path / bundle.MANIFEST
+    file.write_text(bundle.spelling({**json.loads(file.read_text()), bundle.TUNED: None}))
+    assert bundle.files(bundle.open_bundle(path).manifest).keys() == set(FILES)
+
+
+def test_an_endless_manifest_is_read_no_further_than_its_limit(path):
+    (path / bundle.MANIFEST).write_bytes(b" " * ((1 << 20) + 1))
+    with pytest.raises(BundleError, match="more than 1,048,576 bytes"):
+        bundle.open_bundle(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema": 1, "a": 1e999}'])
+def test_a_manifest_that_breaks_a_parser_is_refused(path, text):
+    (path / bundle.MANIFEST).write_text(text)
+    with pytest.raises(BundleError, match="cannot be read"):
+        bundle.open_bundle(path)
+
+
+def test_a_bundle_gives_way_to_another_with_force_alone(path, tmp_path):
+    bundle.refuse_taken(tmp_path / "free", force=False)
+    bundle.refuse_taken(path, force=True)
+    with pytest.raises(BundleError, match=r"holds another bundle.*--force"):
+        bundle.refuse_taken(path, force=False)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").write_text("dear")
+    with pytest.raises(BundleError, match="is no bundle"):
+        bundle.refuse_taken(tmp_path / "photos", force=True)

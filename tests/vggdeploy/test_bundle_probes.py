@@ -1,5 +1,7 @@
 """Probes: written and read without pickles, and refused in any other form."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -59,4 +61,37 @@ def test_a_single_array_is_refused(file):
 def test_other_arrays_are_refused_and_pickles_never_loaded(file, arrays):
     np.savez(file, **arrays)
     with pytest.raises(BundleError, match=r"probes\.npz"):
+        Probes.load(file)
+
+
+def test_no_damaged_byte_of_probes_is_a_bug(tmp_path):
+    """Damage that a forger's digest covers: it is read, or refused by name."""
+    Probes(IMAGES, SCORES, np.array([3, 7])).save(tmp_path / "probes.npz")
+    whole = (tmp_path / "probes.npz").read_bytes()
+    for place in range(len(whole)):
+        for change in (0x01, 0x80, 0xFF):
+            content = bytearray(whole)
+            content[place] ^= change
+            (tmp_path / "probes.npz").write_bytes(content)
+            with contextlib.suppress(BundleError):
+                Probes.load(tmp_path / "probes.npz")
+
+
+@pytest.mark.parametrize(
+    ("images", "reference", "labels"),
+    [
+        (IMAGES.astype(np.float32), SCORES, None),
+        (IMAGES[0], SCORES, None),
+        (IMAGES, SCORES.astype(np.float64), None),
+        (IMAGES, SCORES[0], None),
+        (IMAGES, np.float32(1), None),
+        (IMAGES, SCORES[:1], None),
+        (IMAGES[:0], SCORES[:0], None),
+        (IMAGES, SCORES, np.array([3])),
+        (IMAGES, SCORES, np.array(3)),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(file, images, reference, labels):
+    Probes(images, reference, labels).save(file)
+    with pytest.raises(BundleError, match="does not hold probes"):
         Probes.load(file)

@@ -226,3 +226,14 @@ def test_an_entry_that_another_process_made_meanwhile_stays(store):
     made = store.stage("s", {}, slow)
     assert (made.path / "a.txt").read_text() == "quick"
     assert made.digest == store.stage("s", {}, Maker()).digest
+
+
+def test_files_are_hashed_side_by_side_as_one_by_one(tmp_path):
+    paths = []
+    for index, size in enumerate((0, 1, (1 << 20) + 1, 1 << 20, 3 << 20, 5)):
+        paths.append(tmp_path / f"f{index}")
+        paths[-1].write_bytes(bytes([index]) * size)
+    assert digests.sha256_files(paths) == {path: digests.sha256_file(path) for path in paths}
+    assert digests.sha256_files([]) == {}
+    with pytest.raises(FileNotFoundError):
+        digests.sha256_files([tmp_path / "none"])

@@ -444,6 +444,32 @@ def test_compiling_elsewhere_leaves_the_first(
     assert (tmp_path / "home" / "thesis.txt").read_text() == "mine"
 
 
+def test_what_is_signed_is_compiled_and_the_engine_is_signed_by_its_device(
+    copied: Path, backend: list[Any], tmp_path: Path, capsys: Capture
+) -> None:
+    pytest.importorskip("cryptography")
+    for name in ("builder", "device"):
+        assert main(["bundle", "keygen", "--out", str(tmp_path / "keys" / name)]) == 0
+    builder, device = tmp_path / "keys" / "builder.pub", tmp_path / "keys" / "device.pub"
+    again = ["compile", copied, "--out", tmp_path / "orin", "--trusted-keys"]
+    assert "is not signed" in refused(capsys, *again, builder, code=2)
+    assert backend == []
+    assert main(["bundle", "sign", str(copied), "--key", str(builder.with_suffix(""))]) == 0
+    assert "no trusted key" in refused(capsys, *again, device, code=2)
+    assert backend == []
+    assert main([str(word) for word in (*again, builder)]) == 0
+    assert len(backend) == 1
+    bundle.open_bundle(copied, builder)
+    with pytest.raises(BundleError, match=r"is not signed.*where it was compiled"):
+        bundle.open_bundle(tmp_path / "orin", tmp_path / "keys")
+    assert (
+        main(["bundle", "sign", str(tmp_path / "orin"), "--key", str(device.with_suffix(""))]) == 0
+    )
+    bundle.open_bundle(tmp_path / "orin", tmp_path / "keys")
+    with pytest.raises(BundleError, match="no trusted key"):
+        bundle.open_bundle(tmp_path / "orin", builder)
+
+
 def test_compiling_that_fails_leaves_the_bundle(
     copied: Path, backend: list[Any], monkeypatch: pytest.MonkeyPatch, folder_contents: Any
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import unicodedata
@@ -10,7 +9,7 @@ import urllib.parse
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import results
+from vggdeploy import digests, results
 from vggdeploy.errors import ResultError
 from vggdeploy.report.figures import Figure
 
@@ -253,7 +252,7 @@ def read(paths: Sequence[Path]) -> Given:
     for number, path in enumerate(paths):
         result = results.read(path)
         kind = result["kind"]
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = digests.sha256_file(path)
         file = File(number, clean(path.name), digest, clean(str(kind)))
         twice = next((other for other in files if other.sha256 == digest), None)
         if twice is not None:

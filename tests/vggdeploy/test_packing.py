@@ -1,0 +1,339 @@
+"""Packed bundles: the same bytes each time, and nothing but a whole bundle ever comes out."""
+
+import io
+import os
+import stat
+import struct
+import zipfile
+
+import pytest
+from small_bundle import FACTS, fill, flip, rewrite
+
+from vggdeploy import bundle, limits, packing
+from vggdeploy.errors import BundleError
+
+
+@pytest.fixture
+def path(tmp_path):
+    bundle.write(tmp_path / "bundle", FACTS, fill, replace=False)
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def packed(path, tmp_path):
+    packing.pack(path, tmp_path / "b.zip")
+    return tmp_path / "b.zip"
+
+
+def entries(file):
+    """(entry, content) of an archive."""
+    with zipfile.ZipFile(file) as archive:
+        return [(entry, archive.read(entry)) for entry in archive.infolist()]
+
+
+def repack(file, parts):
+    """Write (entry or name, content) as an archive, as someone else would."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for entry, content in parts:
+            archive.writestr(entry, content)
+
+
+def refused(file, tmp_path, words):
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(BundleError, match=words) as caught:
+        packing.unpack(file, tmp_path / "out")
+    assert " -- " in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_packed_comes_out(path, packed, tmp_path, folder_contents):
+    result = packing.unpack(packed, tmp_path / "deep" / "out")
+    assert folder_contents(tmp_path / "deep" / "out") == folder_contents(path)
+    opened = bundle.open_bundle(tmp_path / "deep" / "out")
+    assert result["digest"] == opened.manifest["digest"]
+    assert result["bytes"] == sum((path / name).stat().st_size for name in result["files"])
+
+
+def test_the_same_bundle_gives_the_same_bytes(path, packed, tmp_path):
+    for file in path.iterdir():
+        os.utime(file, (1, 1))
+        file.chmod(0o600)
+    mask = os.umask(0o077)
+    try:
+        packing.pack(path, tmp_path / "again.zip")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "again.zip").read_bytes() == packed.read_bytes()
+
+
+def test_the_manifest_comes_first_and_the_rest_is_sorted(packed):
+    names = [entry.filename for entry, _ in entries(packed)]
+    assert names[0] == bundle.MANIFEST
+    assert names[1:] == sorted(names[1:])
+    for entry, _ in entries(packed):
+        assert entry.date_time == (1980, 1, 1, 0, 0, 0)
+        assert entry.external_attr >> 16 == stat.S_IFREG | 0o644
+
+
+def test_what_does_not_shrink_is_stored(tmp_path):
+    def fill_both(work):
+        fill(work)
+        (work / "model.bin").write_bytes(os.urandom(2 << 20))
+        (work / "model.xml").write_bytes(bytes(2 << 20))
+
+    bundle.write(tmp_path / "bundle", FACTS, fill_both, replace=False)
+    packing.pack(tmp_path / "bundle", tmp_path / "b.zip")
+    kinds = {entry.filename: entry.compress_type for entry, _ in entries(tmp_path / "b.zip")}
+    assert kinds["model.bin"] == zipfile.ZIP_STORED
+    assert kinds["model.xml"] == zipfile.ZIP_DEFLATED
+
+
+def test_a_damaged_bundle_is_not_packed(path, tmp_path):
+    flip(path / "model.bin", 0)
+    with pytest.raises(BundleError, match=r"model\.bin has been altered"):
+        packing.pack(path, tmp_path / "b.zip")
+    assert not (tmp_path / "b.zip").exists()
+
+
+def test_a_bundle_that_is_too_large_is_not_packed(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "BUNDLE_BYTES", 300)
+    with pytest.raises(BundleError, match="too large"):
+        packing.pack(path, tmp_path / "b.zip")
+
+
+def test_another_bundle_gives_way_to_force_alone(packed, tmp_path):
+    packing.unpack(packed, tmp_path / "out")
+    with pytest.raises(BundleError, match="holds another bundle"):
+        packing.unpack(packed, tmp_path / "out")
+    (tmp_path / "out" / "model.bin").unlink()
+    packing.unpack(packed, tmp_path / "out", force=True)
+    bundle.open_bundle(tmp_path / "out")
+
+
+def test_nobody_else_reads_what_is_half_there(packed, tmp_path, monkeypatch):
+    seen = []
+    real = packing.Packed.pieces
+
+    def pieces(self, name, *rest):
+        (work,) = tmp_path.glob(".out~*")
+        seen.append(stat.S_IMODE(work.stat().st_mode))
+        yield from real(self, name, *rest)
+
+    monkeypatch.setattr(packing.Packed, "pieces", pieces)
+    packing.unpack(packed, tmp_path / "out")
+    assert set(seen) == {0o700}
+
+
+# What a forger can do to an archive. Everything else in it is as it was.
+
+NAMES = [
+    "../evil", "/etc/evil", "C:\\evil", "C:/evil", "..\\evil", "sub/model.bin", "evil\0.txt",
+    "sub/", ".hidden", "model.bin.", "Model.bin",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_the_manifest_does_not_list_is_refused(packed, tmp_path, name):
+    entry = zipfile.ZipInfo("x")
+    entry.filename = name
+    repack(packed, [*entries(packed), (entry, b"")])
+    refused(packed, tmp_path, "is not in its manifest")
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "sub/evil", "..", "C:evil", "a\\b"])
+def test_a_manifest_that_lists_such_a_name_is_refused(path, packed, tmp_path, name):
+    files = {**bundle.read_manifest(path)["files"], name: {"size": 4, "sha256": "0" * 64}}
+    rewrite(path, files=files)
+    manifest = (path / bundle.MANIFEST).read_bytes()
+    head, *rest = entries(packed)
+    repack(packed, [(head[0].filename, manifest), *rest, (name, b"evil")])
+    refused(packed, tmp_path, "points outside")
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFDIR])
+@pytest.mark.parametrize("name", ["model.bin", bundle.MANIFEST])
+def test_links_and_special_files_are_refused(packed, tmp_path, kind, name):
+    parts = entries(packed)
+    for entry, _ in parts:
+        if entry.filename == name:
+            entry.external_attr = (kind | 0o777) << 16
+    repack(packed, parts)
+    refused(packed, tmp_path, "is a link or a special file")
+
+
+def test_a_name_twice_is_refused(packed, tmp_path):
+    with pytest.warns(UserWarning, match="Duplicate"):
+        repack(packed, [*entries(packed), entries(packed)[-1]])
+    refused(packed, tmp_path, "is in it 2 times")
+
+
+@pytest.mark.parametrize("name", ["model.bin", bundle.MANIFEST])
+def test_a_file_that_is_missing_is_refused(packed, tmp_path, name):
+    repack(packed, [part for part in entries(packed) if part[0].filename != name])
+    refused(packed, tmp_path, "missing|does not begin with a manifest")
+
+
+def test_an_archive_that_does_not_begin_with_its_manifest_is_refused(packed, tmp_path):
+    head, *rest = entries(packed)
+    repack(packed, [*rest, head])
+    refused(packed, tmp_path, "does not begin with a manifest")
+
+
+def patch(file, name, offset, value, form):
+    """Overwrite a field of an entry in the archive's directory."""
+    content = bytearray(file.read_bytes())
+    at = content.rindex(b"PK\1\2", 0, content.rindex(name.encode()))
+    struct.pack_into(form, content, at + offset, value)
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.bin", bundle.MANIFEST])
+@pytest.mark.parametrize("flag", [0x01, 0x40])
+def test_an_encrypted_entry_is_refused(packed, tmp_path, name, flag):
+    patch(packed, name, 8, flag, "<H")
+    refused(packed, tmp_path, "is encrypted")
+
+
+def test_another_compression_is_refused(packed, tmp_path):
+    parts = entries(packed)
+    for entry, _ in parts:
+        entry.compress_type = zipfile.ZIP_LZMA
+    repack(packed, parts)
+    refused(packed, tmp_path, "stored or deflated")
+
+
+@pytest.mark.parametrize("size", [0, 255, 257, 1 << 31])
+def test_a_declared_size_that_is_not_the_manifests_is_refused(packed, tmp_path, size):
+    patch(packed, "model.bin", 24, size, "<L")
+    refused(packed, tmp_path, r"model\.bin has been altered")
+
+
+def test_more_bytes_than_declared_are_not_written(packed, tmp_path):
+    """The entry says 256 bytes, as the manifest does, and inflates to a mebibyte."""
+    parts = [
+        (entry, bytes(1 << 20) if entry.filename == "model.bin" else content)
+        for entry, content in entries(packed)
+    ]
+    repack(packed, parts)
+    patch(packed, "model.bin", 24, 256, "<L")
+    refused(packed, tmp_path, r"model\.bin|Bad CRC")
+
+
+def test_a_manifest_that_is_too_large_is_not_read(packed, tmp_path):
+    _, *rest = entries(packed)
+    repack(packed, [(bundle.MANIFEST, bytes((1 << 20) + 1)), *rest])
+    refused(packed, tmp_path, "its manifest is too large: got 1,048,577 bytes")
+
+
+def test_signatures_that_are_too_large_are_not_read(packed, tmp_path):
+    repack(packed, [*entries(packed), (bundle.SIGNATURES, bytes((1 << 16) + 1))])
+    refused(packed, tmp_path, r"signature\.json is too large")
+
+
+def test_a_bomb_is_refused_by_its_ratio(tmp_path):
+    def fill_zeros(work):
+        fill(work)
+        (work / "model.bin").write_bytes(bytes(4 << 20))
+
+    bundle.write(tmp_path / "bundle", FACTS, fill_zeros, replace=False)
+    packing.pack(tmp_path / "bundle", tmp_path / "b.zip")
+    refused(tmp_path / "b.zip", tmp_path, "it would grow too large: got 4,19")
+
+
+def test_a_bomb_is_refused_by_its_total(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "BUNDLE_BYTES", 300)
+    refused(packed, tmp_path, "too large")
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.xml", bundle.PROBES])
+def test_another_content_of_the_same_size_is_refused(packed, tmp_path, name):
+    parts = [
+        (entry, bytes(len(content)) if entry.filename == name else content)
+        for entry, content in entries(packed)
+    ]
+    repack(packed, parts)
+    refused(packed, tmp_path, f"{name} has been altered")
+
+
+def test_entries_that_overlap_are_refused(packed, tmp_path):
+    """Several entries of one stored content: together more than the archive has."""
+    patch(packed, "probes.npz", 20, 1 << 16, "<L")
+    refused(packed, tmp_path, "cut short|grow too large|altered")
+
+
+@pytest.mark.parametrize("flips", range(7))
+def test_no_flipped_bit_comes_through(path, packed, tmp_path, flips, folder_contents):
+    """Either it is refused, or it changed nothing that comes out."""
+    whole = packed.read_bytes()
+    out = tmp_path / "out"
+    for place in range(flips, len(whole), 7):
+        content = bytearray(whole)
+        content[place] ^= 1 << (place % 8)
+        packed.write_bytes(content)
+        try:
+            packing.unpack(packed, out, force=True)
+        except BundleError:
+            assert not out.exists()
+        else:
+            assert folder_contents(out) == folder_contents(path)
+            for file in out.iterdir():
+                file.unlink()
+            out.rmdir()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 21, 22, 100, -1])
+def test_a_file_that_is_cut_short_is_refused(packed, tmp_path, cut):
+    packed.write_bytes(packed.read_bytes()[:cut])
+    refused(packed, tmp_path, "cannot be read")
+
+
+@pytest.mark.parametrize(("front", "behind"), [(b"x", b""), (b"", b"x"), (b"MZ" * 99, b"")])
+def test_an_archive_with_more_around_it_is_refused(packed, tmp_path, front, behind):
+    packed.write_bytes(front + packed.read_bytes() + behind)
+    refused(packed, tmp_path, "cannot be read")
+
+
+def test_a_comment_is_refused(packed, tmp_path):
+    with zipfile.ZipFile(packed, "a") as archive:
+        archive.comment = b"hello"
+    refused(packed, tmp_path, "cannot be read")
+
+
+def test_a_second_directory_is_refused(packed, tmp_path):
+    """zipfile believes a zip64 record before the one that is looked at first."""
+    with zipfile.ZipFile(packed) as archive:
+        start = archive.start_dir
+    content = packed.read_bytes()
+    count = len(entries(packed))
+    length = len(content) - 22 - start
+    record = struct.pack(
+        "<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, length, start
+    ) + struct.pack("<4sLQL", b"PK\6\7", 0, len(content) - 22, 1)
+    packed.write_bytes(content[:-22] + record + content[-22:])
+    refused(packed, tmp_path, "zip64|plain zip")
+
+
+def test_too_many_entries_are_not_even_listed(packed, tmp_path):
+    repack(packed, [*entries(packed), *((f"f{index}", b"") for index in range(100))])
+    refused(packed, tmp_path, "entries of .* bytes, more than 66")
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\5\6" + bytes(18)])
+def test_what_is_no_archive_is_refused(tmp_path, content):
+    (tmp_path / "b.zip").write_bytes(content)
+    refused(tmp_path / "b.zip", tmp_path, "cannot be read|does not begin")
+
+
+def test_a_place_without_a_file_is_refused(tmp_path):
+    refused(tmp_path / "none.zip", tmp_path, "is no packed bundle")
+    refused(tmp_path, tmp_path, "is no packed bundle")
+
+
+def test_an_open_zip_is_one_archive_to_its_ends():
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("a", b"1")
+    assert limits.open_zip(stream, 1).namelist() == ["a"]
+    with pytest.raises(limits.OverLimitError):
+        limits.open_zip(stream, 0)

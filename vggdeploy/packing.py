@@ -1,0 +1,318 @@
+"""A bundle in one file, to carry to a device: a zip archive with the manifest first.
+
+The same bundle gives the same bytes: names are sorted, times and modes are fixed, and what deflate
+makes smaller is deflated (by another build of zlib it may come to other bytes). An archive is
+believed in nothing: its manifest says what is in it, an entry that the manifest does not name is
+refused, and so is what does not end up with the manifest's size and digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import stat
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vggdeploy import atomic, bundle, limits, signing
+from vggdeploy.contracts import Silent
+from vggdeploy.errors import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from vggdeploy.contracts import Reporter
+
+_CHUNK = 1 << 20
+_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
+"""Pieces of a large file, evenly spread, that tell whether it is worth to deflate it."""
+
+_WORTH = 0.97
+"""What deflate must bring a file down to: less is not worth the time to inflate it."""
+
+# The earliest time that a zip archive can say.
+_TIME = (1980, 1, 1, 0, 0, 0)
+_UNIX = 3
+_MODE = stat.S_IFREG | 0o644
+_ENCRYPTED = 0x41
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+_DAMAGED = (
+    OSError, EOFError, ValueError, LookupError, RuntimeError, NotImplementedError, struct.error,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What zipfile raises for archives that are damaged or of kinds that it does not read."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed bundle that is open: known to hold what its manifest lists, of those sizes.
+
+    Attributes:
+        path: the file.
+        manifest: as `bundle.parse_manifest` gives it.
+        heads: the content of what it says of itself: its manifest, and its signatures where it has
+            any.
+        archive: the file's reader.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    heads: Mapping[str, bytes]
+    archive: zipfile.ZipFile
+
+    @property
+    def signatures(self) -> bytes | None:
+        """The content of its signatures; None where it has none."""
+        return self.heads.get(bundle.SIGNATURES)
+
+    def pieces(self, name: str, reporter: Reporter, label: str) -> Iterator[bytes]:
+        """The content of a file in it, piece by piece, never more than its declared size.
+
+        Raises:
+            BundleError: when it cannot be read.
+        """
+        count = _pieces(self.archive.getinfo(name).file_size)
+        with _damage(self.path), self.archive.open(name) as entry:
+            pieces = iter(lambda: entry.read(_CHUNK), b"")
+            yield from reporter.track(pieces, count, f"{label} {name}")
+
+
+def pack(path: Path, out: Path, *, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Pack the bundle at `path` into the file `out`, once it is known to be whole.
+
+    Args:
+        path: the bundle.
+        out: the file, which is replaced.
+        reporter: told the progress.
+
+    Returns:
+        ``packed``, ``bundle``, ``target``, ``digest``, ``files``, ``bytes`` (of all files) and
+        ``packed_bytes``.
+
+    Raises:
+        BundleError: when it is damaged, or too large for one file.
+    """
+    reporter = reporter or Silent()
+    opened = bundle.open_bundle(path)
+    total = sum(said["size"] for said in bundle.files(opened.manifest).values())
+    if total > limits.BUNDLE_BYTES:
+        raise BundleError(
+            f"bundle {path} is too large for one file",
+            got=f"{total:,} bytes",
+            expected=f"{limits.BUNDLE_BYTES:,} at most",
+            fix="copy its folder",
+        )
+    signed = [bundle.SIGNATURES] if bundle.signatures(path) is not None else []
+    names = [bundle.MANIFEST, *signed, *sorted(bundle.files(opened.manifest))]
+    with atomic.file(out) as stream, zipfile.ZipFile(stream, "w", allowZip64=False) as archive:
+        for name in names:
+            with (path / name).open("rb") as source, archive.open(_entry(path / name), "w") as to:
+                pieces = iter(lambda: source.read(_CHUNK), b"")
+                count = _pieces((path / name).stat().st_size)
+                for piece in reporter.track(pieces, count, f"packing {name}"):
+                    to.write(piece)
+    return {
+        "kind": "pack",
+        "packed": str(out),
+        "bundle": str(path),
+        "target": opened.target,
+        "digest": opened.manifest["digest"],
+        "files": names,
+        "bytes": sum((path / name).stat().st_size for name in names),
+        "packed_bytes": out.stat().st_size,
+    }
+
+
+def unpack(
+    file: Path,
+    out: Path,
+    *,
+    force: bool = False,
+    trusted: Path | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Unpack a bundle into the folder `out`, which appears whole or not at all.
+
+    Args:
+        file: what `pack` made.
+        out: the bundle's folder.
+        force: whether another bundle there gives way.
+        trusted: public keys, one of which must have signed it, before anything is unpacked.
+        reporter: told the progress.
+
+    Returns:
+        ``bundle``, ``packed``, ``target``, ``digest``, ``files`` and ``bytes``.
+
+    Raises:
+        BundleError: when the file is no packed bundle, holds anything that its manifest does not
+            list, is damaged or not of the `trusted`, or `out` is taken.
+    """
+    reporter = reporter or Silent()
+    bundle.refuse_taken(out, force=force)
+    with opened(file) as packed:
+        manifest = packed.manifest
+        if trusted is not None:
+            signing.require(manifest, packed.signatures, trusted, f"packed bundle {file}")
+        listed = bundle.files(manifest)
+        with atomic.folder(out, replace=out.exists()) as work:
+            for name, content in packed.heads.items():
+                (work / name).write_bytes(content)
+            for name, said in listed.items():
+                digest, size = hashlib.sha256(), 0
+                with (work / name).open("xb") as copy:
+                    for piece in packed.pieces(name, reporter, "unpacking"):
+                        copy.write(piece)
+                        digest.update(piece)
+                        size += len(piece)
+                if (said["size"], said["sha256"]) != (size, digest.hexdigest()):
+                    raise bundle.altered(f"packed bundle {file}", name, said, size)
+    return {
+        "kind": "unpack",
+        "bundle": str(out),
+        "packed": str(file),
+        "target": manifest["target"],
+        "digest": manifest["digest"],
+        "files": sorted(listed),
+        "bytes": sum(said["size"] for said in listed.values()),
+    }
+
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[Packed]:
+    """Open a packed bundle and check what it declares, before any file of it is read.
+
+    Raises:
+        BundleError: when it is missing, no packed bundle, or declares what cannot be.
+    """
+    if not file.is_file():
+        raise BundleError(
+            f"{file} is no packed bundle",
+            got="no file",
+            expected="a file that 'vggdeploy bundle pack' made",
+            fix="check the path",
+        )
+    with contextlib.ExitStack() as stack:
+        with _damage(file):
+            stream = stack.enter_context(file.open("rb"))
+            archive = stack.enter_context(limits.open_zip(stream, limits.BUNDLE_FILES + 2))
+            entries = archive.infolist()
+            heads = {bundle.MANIFEST: _manifest(file, archive, entries)}
+            manifest = bundle.parse_manifest(heads[bundle.MANIFEST], f"{file}: {bundle.MANIFEST}")
+            _require_listed(file, entries, bundle.files(manifest), archive.start_dir)
+            if bundle.SIGNATURES in archive.namelist():
+                heads[bundle.SIGNATURES] = archive.read(bundle.SIGNATURES)
+        yield Packed(file, manifest, heads, archive)
+
+
+def _manifest(file: Path, archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> bytes:
+    if not entries or entries[0].orig_filename != bundle.MANIFEST:
+        raise _refused(file, "it does not begin with a manifest", None, bundle.MANIFEST)
+    _require_plain(file, entries[0], archive.start_dir)
+    if entries[0].file_size > limits.MANIFEST_BYTES:
+        raise _refused(
+            file,
+            "its manifest is too large",
+            f"{entries[0].file_size:,} bytes",
+            f"{limits.MANIFEST_BYTES:,} at most",
+        )
+    return archive.read(entries[0])
+
+
+def _require_listed(
+    file: Path, entries: list[zipfile.ZipInfo], listed: Mapping[str, Any], end: int
+) -> None:
+    """Make sure that an archive has what its manifest lists, once and of the listed sizes."""
+    names = [entry.orig_filename for entry in entries]
+    known = {bundle.MANIFEST, bundle.SIGNATURES, *listed}
+    for name in names:
+        if name not in known:
+            raise _refused(file, f"{name!r} is not in its manifest", None, "what that lists alone")
+        if names.count(name) > 1:
+            raise _refused(file, f"{name} is in it {names.count(name)} times", None, "each once")
+    for name in listed:
+        if name not in names:
+            raise _refused(file, f"{name} is missing", None, "every file of its manifest")
+    for entry in entries:
+        _require_plain(file, entry, end)
+        name, size = entry.orig_filename, entry.file_size
+        if name in listed and size != listed[name]["size"]:
+            raise bundle.altered(f"packed bundle {file}", name, listed[name], size)
+        if name == bundle.SIGNATURES and size > limits.SIGNATURES_BYTES:
+            raise _refused(
+                file, f"{name} is too large", size, f"{limits.SIGNATURES_BYTES:,} bytes at most"
+            )
+    total = sum(entry.file_size for entry in entries)
+    packed = sum(entry.compress_size for entry in entries)
+    most = min(limits.BUNDLE_BYTES, limits.PACKED_RATIO * packed)
+    if total > most or packed > end:
+        raise _refused(
+            file, "it would grow too large", f"{total:,} bytes of {packed:,}", f"{most:,} at most"
+        )
+
+
+def _require_plain(file: Path, entry: zipfile.ZipInfo, end: int) -> None:
+    """Make sure that an entry is a plain file that lies inside of the archive."""
+    name, kind = repr(entry.orig_filename), stat.S_IFMT(entry.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG):
+        raise _refused(file, f"{name} is a link or a special file", None, "plain files")
+    if entry.flag_bits & _ENCRYPTED:
+        raise _refused(file, f"{name} is encrypted", None, "plain files")
+    if entry.compress_type not in _METHODS:
+        raise _refused(
+            file, f"{name} is packed in another way", entry.compress_type, "stored or deflated"
+        )
+    if entry.header_offset + entry.compress_size > end:
+        raise _refused(file, f"{name} is cut short", None, "a whole archive")
+
+
+def _refused(file: Path, what: str, got: object, expected: str) -> BundleError:
+    return BundleError(
+        f"packed bundle {file}: {what}",
+        got=got,
+        expected=expected,
+        fix="do not use this file; pack or copy it again",
+    )
+
+
+@contextlib.contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGED as error:
+        raise BundleError(
+            f"packed bundle {file} cannot be read",
+            got=str(error) or type(error).__name__,
+            expected="a file that 'vggdeploy bundle pack' made",
+            fix="pack or copy it again",
+        ) from error
+
+
+def _entry(path: Path) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(path.name, _TIME)
+    entry.create_system, entry.external_attr = _UNIX, _MODE << 16
+    entry.compress_type = zipfile.ZIP_DEFLATED if _shrinks(path) else zipfile.ZIP_STORED
+    entry.file_size = path.stat().st_size
+    return entry
+
+
+def _shrinks(path: Path) -> bool:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= _SAMPLES * _SAMPLE_BYTES:
+            sample = file.read()
+        else:
+            sample = b""
+            for index in range(_SAMPLES):
+                file.seek(index * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+                sample += file.read(_SAMPLE_BYTES)
+    return len(zlib.compress(sample)) < _WORTH * len(sample)
+
+
+def _pieces(size: int) -> int:
+    return math.ceil(size / _CHUNK)
