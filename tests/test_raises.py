@@ -43,9 +43,14 @@ INTERNAL = {
     ("benchmarks/power.py", "PowerError"): ["benchmarks/energy.py"],
     ("calib/table.py", "ValueError"): ["calib/table.py"],
     ("vggdeploy/bundle.py", "ValueError"): ["vggdeploy/bundle.py"],
+    ("vggdeploy/checkpoints.py", "ValueError"): ["vggdeploy/checkpoints.py"],
     ("vggdeploy/dataset.py", "DecompressionBombError"): ["vggdeploy/dataset.py"],
     ("vggdeploy/gates.py", "TypeError"): ["vggdeploy/gates.py"],
+    ("vggdeploy/limits.py", "BadZipFile"): ["vggdeploy/packing.py"],
+    ("vggdeploy/limits.py", "OverLimitError"): ["vggdeploy/bundle.py", "calib/table.py"],
+    ("vggdeploy/limits.py", "ValueError"): ["vggdeploy/packing.py"],
     ("vggdeploy/results.py", "ValueError"): ["vggdeploy/results.py"],
+    ("vggdeploy/signing.py", "ValueError"): ["vggdeploy/signing.py"],
     ("vggdeploy/targets/libcuda.py", "CallError"): ["vggdeploy/targets/trt_lane.py"],
 }
 """What is raised outside of the tree, and the modules that catch it."""
@@ -111,10 +116,16 @@ def of_the_tree(node: ast.expr, caught: frozenset[str]) -> bool:
 
 
 def catches(module: ast.Module, name: str) -> bool:
-    """Whether a module has an `except` for an exception."""
+    """Whether a module has an `except` for an exception, or for a tuple of the module's with it."""
+    tuples = {
+        name_of(node.targets[0]): names_in(node.value)
+        for node in module.body
+        if isinstance(node, ast.Assign)
+    }
     return any(
-        isinstance(node, ast.ExceptHandler) and name in names_in(node.type)
+        name in names_in(node.type) | tuples.get(name_of(node.type), set())
         for node in ast.walk(module)
+        if isinstance(node, ast.ExceptHandler)
     )
 
 

@@ -359,8 +359,8 @@ def test_dynamic_quantization_is_asked_of_the_cpu_alone() -> None:
         assert isinstance(found, OpenVINO)
         return found.configuration(RunOptions(device=device))
 
-    for target in ("ov-int8", "ov-int8-w4"):
-        assert settings(target, "CPU")["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == 32
+    for target, group in (("ov-int8", 128), ("ov-int8-w4", 64)):
+        assert settings(target, "CPU")["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == group
         assert "DYNAMIC_QUANTIZATION_GROUP_SIZE" not in settings(target, "GPU.0")
     # What runs a quantized graph as it is defined adds no rounding of its own.
     assert settings("ov-fp32", "CPU")["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == 0

@@ -46,10 +46,10 @@ def test_probes_are_judged_without_data(slim_bundle: Path) -> None:
 def test_every_name_that_scripts_rely_on(slim_bundle: Path) -> None:
     result = verify(slim_bundle)
     assert set(result["parity"]) == {
-        "n", "top1_agreement", "cosine_mean", "cosine_min", "sqnr_db", "kl_mean", "max_abs"
+        "n", "top1_agreement", "cosine_mean", "cosine_min", "sqnr_db", "sqnr_ci95", "kl_mean", "max_abs"
     }  # fmt: skip
     assert set(result["accuracy"]) == {
-        "n", "top1", "top5", "reference_top1", "drop", "ci95", "mcnemar_p"
+        "n", "top1", "top5", "reference_top1", "gained", "lost", "drop", "drop_ci95", "ci95", "mcnemar_p"
     }  # fmt: skip
 
 
