@@ -8,7 +8,7 @@
     ├── WeightsError               a checkpoint
     ├── ModelError                 an ONNX graph
     ├── CalibrationError           statistics that cannot be collected or used
-    ├── BundleError                a bundle: missing, altered, of another schema
+    ├── BundleError                a bundle: missing, altered, of another schema, not signed
     ├── ResultError                a result file: missing, unreadable, of another schema
     ├── BoundError                 exit 1: a bound that a build was to meet and cannot
     ├── RunnerError                a runner: wrong state, name, shape or dtype
@@ -83,7 +83,7 @@ class CalibrationError(VggdeployError):
 
 
 class BundleError(VggdeployError):
-    """A bundle that is missing, incomplete, altered or of another schema."""
+    """A bundle that is missing, incomplete, altered, of another schema, or signed by nobody trusted."""
 
 
 class ResultError(VggdeployError):
