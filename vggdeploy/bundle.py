@@ -23,7 +23,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,18 +88,42 @@ class Probes:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 labels = file.get("labels")
                 probes = cls(file["images"], file["reference"], labels)
-        except (OSError, ValueError, LookupError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        except (
+            Exception
+        ) as error:  # zipfile, zlib, tokenize and numpy each have errors of their own
             raise BundleError(
                 f"{path} cannot be read", got=error, fix="build the bundle again"
             ) from error
-        if probes.images.ndim != 4 or len(probes.images) != len(probes.reference):
+        if not probes._fit():
+            held = (probes.images, probes.reference, probes.labels)
             raise BundleError(
                 f"{path} does not hold probes",
-                got=f"images {list(probes.images.shape)}, reference {list(probes.reference.shape)}",
-                expected="as many outputs as images",
+                got=", ".join(
+                    f"{each.dtype} {list(each.shape)}"
+                    if isinstance(each, np.ndarray)
+                    else str(each)
+                    for each in held
+                ),
+                expected="images, as many outputs and, where there are any, as many labels",
                 fix="build the bundle again",
             )
         return probes
+
+    def _fit(self) -> bool:
+        """Whether the arrays are of the types and shapes that they should be."""
+        held = (
+            (self.images, "uint8", 4),
+            (self.reference, "float32", 2),
+            (self.labels, "int64", 1),
+        )
+        return all(
+            isinstance(each, np.ndarray)
+            and each.dtype == dtype
+            and each.ndim == rank
+            and len(each) == len(self.images)
+            for each, dtype, rank in held
+            if each is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -152,7 +175,7 @@ class Bundle:
 
     def batch(self, pixels: NDArray[np.uint8]) -> Batch:
         """What its engine takes for uint8 ``[N, H, W, 3]`` pixels: these, or float32 images."""
-        if self.manifest["input"]["dtype"] == "uint8":
+        if self.manifest["input"].get("dtype") == "uint8":
             return np.ascontiguousarray(pixels)
         return self.preprocess.arithmetic(pixels)
 
@@ -282,8 +305,14 @@ def _wrong_part(manifest: Mapping[str, Any]) -> str | None:
             side is None or (type(side) is int and side > 0) for side in shape
         ):
             return key
-    if not all(isinstance(name, str) for name in manifest["engine"]):
+    if not all(name in manifest["files"] for name in map(str, manifest["engine"])):
         return "engine"
+    for part, said in (
+        ("build", manifest["build"].get("engine")),
+        ("recipe", manifest.get("recipe")),
+    ):
+        if not isinstance(said or {}, dict):
+            return part
     tuned = manifest.get(TUNED, {"files": {}})
     for part, files in (("files", manifest["files"]), (TUNED, tuned.get("files"))):
         if not isinstance(files, dict) or not all(map(_describes, files.values())):

@@ -37,7 +37,7 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
             continue
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"settings file {path} cannot be read", got=error, fix="mend the file"
             ) from error

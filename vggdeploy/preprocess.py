@@ -138,7 +138,7 @@ def load(name_or_file: str) -> Preprocess:
         raise ConfigError(
             f"preprocessing file {path} does not exist", fix="check the path"
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"preprocessing file {path} cannot be read", got=error, fix="mend the file"
         ) from error
