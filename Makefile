@@ -2,6 +2,8 @@
 # make test    all tests
 # make check   lint, format and types
 # make test-cuda  the TensorRT runtime's tests, on a CUDA driver of host memory (compiles PyCUDA: minutes)
+# make faults  500 builds killed, 2,000 bits flipped, 16 builds at once (minutes)
+# make fuzz    100,000 inputs of every kind that others may have written (hours)
 # make overhead   what that runtime adds to a query
 # make figures the figures of the README: time, memory, and the comparison with NNCF and onnxruntime
 # make speed   speed beside peers and benchmark_app, on a quiet machine
@@ -12,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-cuda overhead check figures speed clean
+.PHONY: demo test test-cuda faults fuzz overhead check figures speed clean
 
 demo: $(VENV)/.demo
 	@mkdir -p results
@@ -25,6 +27,14 @@ test: $(VENV)/.dev
 # In a process of their own: that driver takes the place of a real one.
 test-cuda: $(VENV)/.cuda
 	VGGDEPLOY_CUDA_HOST=1 $(BIN)/python -m pytest tests/cuda_host
+
+faults: $(VENV)/.dev
+	$(BIN)/python tests/faults/run.py
+
+# With atheris where there is a wheel of it.
+fuzz: $(VENV)/.dev
+	-$(INSTALL) -e '.[fuzz]'
+	$(BIN)/python tests/fuzz/run.py --inputs 100000
 
 overhead: $(VENV)/.cuda
 	$(BIN)/python -m vggdeploy.benchmarks.trt_overhead --driver $(VENV)/cuda_host/libcuda.so.1

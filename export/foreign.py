@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vggdeploy import graphs, opsets
-from vggdeploy.errors import ModelError, missing_package
+from vggdeploy.errors import ModelError, VggdeployError, missing_package
 from vggdeploy.export import constants, shapes
 from vggdeploy.export.clean import clean, tidy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import onnx_ir as ir
@@ -29,7 +31,8 @@ def inspect(source: Path) -> Signature:
     Raises:
         ModelError: when `adopt` would not take it, as far as can be seen without the weights.
     """
-    return graphs.signature(_load(source))
+    with _taking_in(source):
+        return graphs.signature(_load(source))
 
 
 def adopt(source: Path, out_dir: Path) -> Path:
@@ -41,14 +44,15 @@ def adopt(source: Path, out_dir: Path) -> Path:
     Raises:
         ModelError: naming the first operator that ONNX does not know, or whatever else is wrong.
     """
-    model = _load(source)
-    _require_finite(model, source)
-    constants.fold_constants(model)
-    opsets.upgrade(model, opsets.PER_CHANNEL)
-    clean(model)
-    model.graph.sort()
-    shapes.infer(model)
-    graphs.signature(model)
+    with _taking_in(source):
+        model = _load(source)
+        _require_finite(model, source)
+        constants.fold_constants(model)
+        opsets.upgrade(model, opsets.PER_CHANNEL)
+        clean(model)
+        model.graph.sort()
+        shapes.infer(model)
+        graphs.signature(model)
     if not any(graphs.weighted(model)):
         raise ModelError(
             f"ONNX file {source} has no convolution or matrix product with constant weights",
@@ -60,6 +64,22 @@ def adopt(source: Path, out_dir: Path) -> Path:
     graphs.write(model, path, external=True)
     graphs.check(path)
     return path
+
+
+@contextlib.contextmanager
+def _taking_in(source: Path) -> Iterator[None]:
+    """Map what onnx-ir, onnx and numpy say of a graph that contradicts itself."""
+    try:
+        yield
+    except VggdeployError:
+        raise
+    except Exception as error:  # each of them has errors of its own
+        raise ModelError(
+            f"ONNX file {source} cannot be taken in",
+            got=str(error).split("\n")[0] or type(error).__name__,
+            expected="a graph that is sound",
+            fix="export or copy it again",
+        ) from error
 
 
 def _load(source: Path) -> ir.Model:

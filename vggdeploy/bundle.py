@@ -26,8 +26,6 @@ import json
 import math
 import platform
 import re
-import struct
-import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +64,6 @@ WRITTEN = ("schema", "tool", "host", "files", "digest", TUNED)
 of one engine."""
 
 
-_UNREADABLE = (
-    OSError, ValueError, LookupError, EOFError, TypeError, RuntimeError, struct.error,
-    zipfile.BadZipFile,
-)  # fmt: skip
-"""What zipfile and numpy raise for damaged arrays."""
-
-
 @dataclass(frozen=True)
 class Probes:
     """Images that judge an engine without a dataset.
@@ -104,7 +95,9 @@ class Probes:
         try:
             file = limits.arrays(path)
             probes = cls(file["images"], file["reference"], file.get("labels"))
-        except _UNREADABLE as error:
+        except (
+            Exception
+        ) as error:  # zipfile, zlib, tokenize and numpy each have errors of their own
             raise BundleError(
                 f"{path} cannot be read",
                 got=error,
@@ -126,6 +119,22 @@ class Probes:
                 fix="build the bundle again",
             )
         return probes
+
+    def _fit(self) -> bool:
+        """Whether the arrays are of the types and shapes that they should be."""
+        held = (
+            (self.images, "uint8", 4),
+            (self.reference, "float32", 2),
+            (self.labels, "int64", 1),
+        )
+        return all(
+            isinstance(each, np.ndarray)
+            and each.dtype == dtype
+            and each.ndim == rank
+            and len(each) == len(self.images)
+            for each, dtype, rank in held
+            if each is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,7 @@ class Bundle:
 
     def batch(self, pixels: NDArray[np.uint8]) -> Batch:
         """What its engine takes for uint8 ``[N, H, W, 3]`` pixels: these, or float32 images."""
-        if self.manifest["input"]["dtype"] == "uint8":
+        if self.manifest["input"].get("dtype") == "uint8":
             return np.ascontiguousarray(pixels)
         return self.preprocess.arithmetic(pixels)
 
@@ -410,6 +419,12 @@ def _require_plain(manifest: Mapping[str, Any], where: str) -> None:
     for key in ("model", "input", "output", "preprocess", "build"):
         if not isinstance(manifest[key], dict):
             raise refuse(f"{key} is wrong", repr(manifest[key])[:40], "a table")
+    for key, said in (
+        ("build", manifest["build"].get("engine")),
+        ("recipe", manifest.get("recipe")),
+    ):
+        if not isinstance(said or {}, dict):
+            raise refuse(f"{key} is wrong", repr(said)[:40], "a table")
     for key in ("input", "output"):
         shape = manifest[key].get("shape")
         if not isinstance(shape, list) or not all(

@@ -63,7 +63,7 @@ def options_of(manifest: Mapping[str, Any], changes: Mapping[str, Any]) -> TrtOp
         BundleError: when the recipe is not one that this version writes.
         ConfigError: as `trt_flags.tensorrt`.
     """
-    said = dict(manifest.get(RECIPE) or {})
+    said = manifest.get(RECIPE) or {}
     if said.keys() != recipe(TrtOptions()).keys():
         raise BundleError(
             "the bundle's recipe is of another version",
@@ -75,9 +75,23 @@ def options_of(manifest: Mapping[str, Any], changes: Mapping[str, Any]) -> TrtOp
     given = {key: value for key, value in changes.items() if value is not None}
     if given.get("flavour", said["flavour"]) != said["flavour"]:
         asked["compute_capability"] = ()
-    chosen = trt_flags.tensorrt(BuildOptions(target=str(manifest["target"]), **(asked | given)))
-    assert chosen is not None
-    return replace(chosen, sparse=said["sparse"])
+    try:
+        chosen = trt_flags.tensorrt(BuildOptions(target=str(manifest["target"]), **(asked | given)))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            "the bundle's recipe is not one that a build writes",
+            got=error,
+            expected="flags of TensorRT",
+            fix="build the bundle again with this version",
+        ) from error
+    if chosen is None:
+        raise BundleError(
+            "the bundle has a recipe of TensorRT",
+            got=f"target {manifest['target']}",
+            expected="a TensorRT target",
+            fix="build the bundle again with this version",
+        )
+    return replace(chosen, sparse=bool(said["sparse"]))
 
 
 def compile_bundle(

@@ -234,7 +234,10 @@ def _relative(
 
 def _evidence(metric: Metric, result: Result, value: float) -> Evidence:
     try:
-        return evidence.of(metric, result, value)
+        found = evidence.of(metric, result, value)
+        if not all(math.isfinite(end) for end in found.interval or ()):
+            raise ValueError(f"interval {found.interval}")
+        return found
     except (KeyError, TypeError, ValueError, ArithmeticError, IndexError) as error:
         raise ResultError(
             f"a result does not say how sure its {metric.name} is",

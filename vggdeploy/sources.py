@@ -147,18 +147,46 @@ def from_manifest(manifest: Mapping[str, Any]) -> Source:
     """
     said = manifest["model"]
     made = preprocessing.from_mapping(manifest["preprocess"], where="manifest")
-    if "onnx" in said:
-        source = from_onnx(Path(said["onnx"]), made)
-    else:
-        weights = references.locate(
-            said["weights"],
-            arch=said["arch"],
-            num_classes=said["num_classes"],
-            input_size=(said["input_size"][0], said["input_size"][1]),
+    kinds = _FOREIGN if "onnx" in said else _OURS
+    wrong = [key for key, kind in kinds.items() if not isinstance(said.get(key), kind)]
+    if wrong:
+        raise ModelError(
+            "the manifest does not say which network the bundle was built from",
+            got=f"{wrong[0]} {said.get(wrong[0])!r}"[:80],
+            expected=", ".join(kinds),
+            fix="build the bundle again",
         )
-        source = Source(weights, None, weights.sha256, made)
+    try:
+        source = _named(said, made)
+    except (OSError, ValueError, RuntimeError) as error:  # a path that cannot be one
+        raise ModelError(
+            "the network that the bundle was built from cannot be looked for",
+            got=error,
+            expected="the path that it was built from",
+            fix="give --reference the original file",
+        ) from error
     require_same(source, manifest)
     return source
+
+
+_FOREIGN: Mapping[str, type] = {"onnx": str, "sha256": str}
+_OURS: Mapping[str, type] = {
+    "weights": str, "arch": str, "num_classes": int, "input_size": list, "sha256": str,
+}  # fmt: skip
+"""What a manifest says of a network, see `Source.facts`."""
+
+
+def _named(said: Mapping[str, Any], made: Preprocess) -> Source:
+    """The network that a manifest names, whose images go through `made`."""
+    if "onnx" in said:
+        return from_onnx(Path(said["onnx"]), made)
+    weights = references.locate(
+        said["weights"],
+        arch=said["arch"],
+        num_classes=said["num_classes"],
+        input_size=made.size,
+    )
+    return Source(weights, None, weights.sha256, made)
 
 
 def from_file(path: Path, manifest: Mapping[str, Any]) -> Source:

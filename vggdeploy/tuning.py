@@ -16,8 +16,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import typing
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vggdeploy import atomic, bundle, digests, limits
 from vggdeploy.contracts import Settings
@@ -90,8 +91,8 @@ def choices(opened: Bundle) -> list[Choice]:
     said = (opened.manifest.get(bundle.TUNED) or {}).get("choices", [])
     try:
         return [
-            Choice(**{**each, "settings": Settings(**each["settings"]),
-                      "place": Place(**each["place"])})
+            _typed(Choice(**{**each, "settings": _typed(Settings(**each["settings"])),
+                             "place": _typed(Place(**each["place"]))}))
             for each in said
         ]  # fmt: skip
     except (TypeError, KeyError) as error:
@@ -101,6 +102,24 @@ def choices(opened: Bundle) -> list[Choice]:
             expected="choices that this version writes",
             fix="tune it again with this version",
         ) from error
+
+
+_Part = TypeVar("_Part", Choice, Settings, Place)
+
+
+def _typed(part: _Part) -> _Part:
+    """`part`, its fields known to be of the types that they are declared with.
+
+    Raises:
+        TypeError: naming the first that is not.
+    """
+    for name, kind in typing.get_type_hints(type(part)).items():
+        value = getattr(part, name)
+        # A bool is an int to isinstance, and an int does for a float.
+        kinds = typing.get_args(kind) or (kind,)
+        if type(value) not in kinds and not (float in kinds and type(value) is int):
+            raise TypeError(f"{name} {value!r}"[:80])
+    return part
 
 
 def choose(

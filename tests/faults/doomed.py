@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import importlib
 import json
 import os
 import resource
@@ -41,11 +42,18 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class Doomed:
-    """The forking process, as a context manager."""
+    """The forking process, as a context manager.
+
+    Args:
+        modules: what it imports besides.
+    """
+
+    def __init__(self, *modules: str) -> None:
+        self._modules = modules
 
     def __enter__(self) -> Doomed:
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *self._modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -268,6 +276,9 @@ def _serve() -> None:
 
 if __name__ == "__main__":
     import openvino  # noqa: F401
+
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
 
     from vggdeploy import bundle, cache, contracts, errors, inputs, pipeline, results, tuning
 

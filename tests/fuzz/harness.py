@@ -116,7 +116,7 @@ class Harness:
 
 
 def _place(frame: traceback.FrameSummary) -> str:
-    return f"{frame.filename.rsplit('/', 2)[-2]}/{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
+    return f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}"
 
 
 def _peak() -> int:

@@ -70,12 +70,12 @@ def in_json(data: bytes, rng: random.Random) -> bytes:
 
 
 def _changed(said: Any, rng: random.Random) -> Any:
+    if not isinstance(said, dict | list) or not said or rng.random() < 0.02:
+        return rng.choice(_VALUES)
     holders = [said]
     for each in holders:
         inner = each.values() if isinstance(each, dict) else each
         holders += [value for value in inner if isinstance(value, dict | list) and value]
-    if not isinstance(said, dict | list) or not said or rng.random() < 0.02:
-        return rng.choice(_VALUES)
     holder = rng.choice(holders)
     key = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
     match rng.randrange(5):

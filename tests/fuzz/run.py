@@ -137,7 +137,6 @@ def _read(file: Path) -> bytes:
 
 
 def main() -> int:
-    sys.path.insert(0, str(Path(__file__).parent))
     from entries import ENTRIES
 
     has_atheris = importlib.util.find_spec("atheris") is not None
@@ -178,4 +177,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[1] / "vggdeploy"))
     raise SystemExit(main())

@@ -101,7 +101,15 @@ def require_same(
         ResultError: when they differ and may not, or one does not say its machine; with every key
             and both values.
     """
-    found = differences(a, b, speed=speed)
+    try:
+        found = differences(a, b, speed=speed)
+    except (TypeError, AttributeError) as error:
+        raise ResultError(
+            "a result does not say its machine",
+            got=f"{type(error).__name__}: {error}",
+            expected="JSON that a command's --json wrote",
+            fix="run the command again with this version",
+        ) from error
     if found and not across_machines:
         first, others = found[0], found[1:]
         more = f" (also {'; '.join(map(str, others))})" if others else ""
