@@ -46,11 +46,13 @@ INTERNAL = {
     ("vggdeploy/checkpoints.py", "ValueError"): ["vggdeploy/checkpoints.py"],
     ("vggdeploy/dataset.py", "DecompressionBombError"): ["vggdeploy/dataset.py"],
     ("vggdeploy/gates.py", "TypeError"): ["vggdeploy/gates.py"],
+    ("vggdeploy/gates.py", "ValueError"): ["vggdeploy/gates.py"],
     ("vggdeploy/limits.py", "BadZipFile"): ["vggdeploy/packing.py"],
     ("vggdeploy/limits.py", "OverLimitError"): ["vggdeploy/bundle.py", "calib/table.py"],
     ("vggdeploy/limits.py", "ValueError"): ["vggdeploy/packing.py"],
     ("vggdeploy/results.py", "ValueError"): ["vggdeploy/results.py"],
     ("vggdeploy/signing.py", "ValueError"): ["vggdeploy/signing.py"],
+    ("vggdeploy/tuning.py", "TypeError"): ["vggdeploy/tuning.py"],
     ("vggdeploy/targets/libcuda.py", "CallError"): ["vggdeploy/targets/trt_lane.py"],
 }
 """What is raised outside of the tree, and the modules that catch it."""

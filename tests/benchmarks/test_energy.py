@@ -523,12 +523,11 @@ def test_bench_meters_the_samples_own_time(
         used[0] += seconds
         energy_uj(tmp_path, 1_000_000 + round(1e6 * used[0]))
 
+    opened = bundle.open_bundle(slim_bundle)  # with threads, which come next
     monkeypatch.setattr(bench_module, "Conditions", partial(Conditions, root=tmp_path))
     monkeypatch.setattr(energy.threading, "Thread", Unstarted)
     options = BenchOptions(scenario=scenario, batch=2, seconds=10.0)
-    result = bench_module.bench(
-        bundle.open_bundle(slim_bundle), Target(), options, clock=clock, sleep=sleep
-    )
+    result = bench_module.bench(opened, Target(), options, clock=clock, sleep=sleep)
     said = result["energy"]
     assert said["images"] == 2 * len(result["samples_s"])
     assert said["seconds"] == pytest.approx(result["measured_seconds"])
