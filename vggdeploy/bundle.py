@@ -305,7 +305,7 @@ def _wrong_part(manifest: Mapping[str, Any]) -> str | None:
             side is None or (type(side) is int and side > 0) for side in shape
         ):
             return key
-    if not all(name in manifest["files"] for name in map(str, manifest["engine"])):
+    if not all(isinstance(name, str) for name in manifest["engine"]):
         return "engine"
     for part, said in (
         ("build", manifest["build"].get("engine")),
