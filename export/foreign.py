@@ -53,15 +53,15 @@ def adopt(source: Path, out_dir: Path) -> Path:
         model.graph.sort()
         shapes.infer(model)
         graphs.signature(model)
-    if not any(graphs.weighted(model)):
-        raise ModelError(
-            f"ONNX file {source} has no convolution or matrix product with constant weights",
-            got=f"{len(model.graph)} other nodes",
-            expected="a VGG-like network",
-            fix="export it with its weights inside",
-        )
-    path = out_dir / "model.onnx"
-    graphs.write(model, path, external=True)
+        if not any(graphs.weighted(model)):
+            raise ModelError(
+                f"ONNX file {source} has no convolution or matrix product with constant weights",
+                got=f"{len(model.graph)} other nodes",
+                expected="a VGG-like network",
+                fix="export it with its weights inside",
+            )
+        path = out_dir / "model.onnx"
+        graphs.write(model, path, external=True)
     graphs.check(path)
     return path
 
@@ -71,7 +71,7 @@ def _taking_in(source: Path) -> Iterator[None]:
     """Map what onnx-ir, onnx and numpy say of a graph that contradicts itself."""
     try:
         yield
-    except VggdeployError:
+    except (VggdeployError, OSError):  # the latter of writing
         raise
     except Exception as error:  # each of them has errors of its own
         raise ModelError(

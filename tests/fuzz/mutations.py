@@ -208,7 +208,7 @@ def _change_graph(model: Any, node: Any, weight: Any, port: Any, rng: random.Ran
             weight.raw_data = raw(weight.raw_data, rng)
         case 7 if port.type.tensor_type.shape.dim:
             rng.choice(port.type.tensor_type.shape.dim).dim_value = number
-        case 8:
+        case 8 if model.opset_import:
             model.opset_import[0].version = rng.choice((0, 1, 7, 11, 12, 13, 17, 22, 99, number))
         case 9:
             weight.data_location = 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vggdeploy import bundle, pipeline
+from vggdeploy import building, bundle, pipeline
 from vggdeploy.errors import MissingError
 
 if TYPE_CHECKING:
@@ -211,3 +211,23 @@ def test_full_disk_in_a_stage_leaves_no_entry(
         pipeline.build(tiny(out=tmp_path / "bundle"))
     assert not (tmp_path / "bundle").exists()
     assert not list((own_cache / "reference").iterdir())
+
+
+def test_a_bundle_that_another_process_mended_meanwhile_stays(
+    tiny: Options, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be open there."""
+    out = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, out)
+    (out / "model.bin").write_bytes(b"damaged")
+    fill = building.Build._fill
+
+    def slow(self: building.Build, work: Path, made: building.Made) -> None:
+        fill(self, work, made)
+        shutil.rmtree(out)
+        shutil.copytree(tiny_bundle, out)
+
+    monkeypatch.setattr(building.Build, "_fill", slow)
+    result = pipeline.build(tiny(out=out))
+    assert result["digest"] == bundle.open_bundle(tiny_bundle).manifest["digest"]
+    assert (out / "model.bin").stat().st_mtime_ns == (tiny_bundle / "model.bin").stat().st_mtime_ns

@@ -98,6 +98,52 @@ def test_an_edited_manifest_is_found(path, old, new):
         bundle.open_bundle(path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("1e-05", "1E-05"),
+        ("\\u00e9", "\\u00E9"),
+        ("\n", "\r\n"),
+        (": ", ":  "),
+        ("1e-05", "0.1e-4"),
+    ],
+)
+def test_another_spelling_of_the_same_is_found(tmp_path, old, new):
+    """One bit may make it, and no digest of what was parsed tells."""
+    path = tmp_path / "out"
+    bundle.write(path, {**FACTS, "share": 1e-05, "name": "é"}, fill, replace=False)
+    file = path / bundle.MANIFEST
+    said = file.read_bytes()
+    assert old.encode() in said
+    file.write_bytes(said.replace(old.encode(), new.encode(), 1))
+    with pytest.raises(BundleError, match="has been altered"):
+        bundle.open_bundle(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong"),
+    [
+        ("target", 3), ("model", []), ("engine", "model.bin"), ("engine", [["model.bin"]]), ("engine", [3]),
+        ("input", {}), ("input", {"shape": 3}), ("output", {"shape": [None, -1]}),
+        ("output", {"shape": [None, True]}), ("files", []), ("files", {"model.bin": 3}),
+        ("files", {"model.bin": {"size": "3", "sha256": ""}}), ("build", {"key": "k1", "engine": [1]}),
+        ("recipe", [1]), ("preprocess", None),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_another_form_is_refused_though_it_is_signed(path, part, wrong):
+    rewrite(path, **{part: wrong})
+    with pytest.raises(BundleError, match=f"{part} of another form"):
+        bundle.open_bundle(path)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999"])
+def test_a_number_that_is_none_is_refused(path, number):
+    file = path / bundle.MANIFEST
+    file.write_text(file.read_text().replace('"size": 256', f'"size": {number}'))
+    with pytest.raises(BundleError, match="no finite number"):
+        bundle.open_bundle(path)
+
+
 @pytest.mark.parametrize("schema", [0, 2, None, "1"])
 def test_another_schema_is_refused(path, schema):
     rewrite(path, schema=schema)
