@@ -416,6 +416,8 @@ def _require_plain(manifest: Mapping[str, Any], where: str) -> None:
     def refuse(what: str, got: object, expected: str) -> BundleError:
         return BundleError(f"{where}: {what}", got=got, expected=expected, fix=_AGAIN)
 
+    if not isinstance(manifest["target"], str):
+        raise refuse("target is wrong", repr(manifest["target"])[:40], "a name")
     for key in ("model", "input", "output", "preprocess", "build"):
         if not isinstance(manifest[key], dict):
             raise refuse(f"{key} is wrong", repr(manifest[key])[:40], "a table")

