@@ -29,7 +29,7 @@ test-cuda: $(VENV)/.cuda
 	VGGDEPLOY_CUDA_HOST=1 $(BIN)/python -m pytest tests/cuda_host
 
 faults: $(VENV)/.dev
-	$(BIN)/python tests/faults/run.py
+	$(BIN)/python tests/faults/accidents.py
 
 # With atheris where there is a wheel of it.
 fuzz: $(VENV)/.dev

@@ -48,6 +48,7 @@ MAKING = ("open", "os.mkdir", "os.rename", "os.link")
 """Write points that take space."""
 
 RANDOM = re.compile(r"(?<=~)[0-9a-f]{16}|(?<=\.data\.)\w{8}")
+"""Parts of names, of ours and of onnx-ir's."""
 
 PLACES = ("bundle", "graph", "table.json", "table.cache", "result.json")
 
@@ -61,7 +62,7 @@ class Case:
         job: a function of `doomed`.
         missing: what the cache and the place lack of what the job leaves.
         arguments: of the job.
-        before: a job that comes first, and its arguments.
+        before: jobs that come first, and their arguments.
     """
 
     name: str
@@ -84,7 +85,7 @@ def _cases() -> Iterator[Case]:
     other = {**plain, "method": "minmax"}
     both = (("build", other), ("build", plain))  # their stages are in the cache
     yield Case("bundle in place of another", "build", (), other, both)
-    yield Case("export", "export", ("place",))
+    yield Case("exported graph", "export", ("place",))
     yield Case("table", "calibrate", ("place",))
     both = (("calibrate", {"seed": 1}), ("calibrate", {}))
     yield Case("table in place of another", "calibrate", (), {"seed": 1}, both)

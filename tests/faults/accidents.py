@@ -1,5 +1,5 @@
 """Builds that are killed, bundles with a bit flipped, and many builds at once, counted:
-``python tests/faults/run.py [--kills 500] [--flips 2000] [--together 16] [--weights FILE]``.
+``python tests/faults/accidents.py [--kills 500] [--flips 2000] [--together 16] [--weights FILE]``.
 
 A kill comes at a random moment of a build that begins with nothing; then there is no bundle, or the
 whole one, and the next build succeeds with what is left, to the same digest. A flip is of one bit of
