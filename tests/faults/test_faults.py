@@ -113,10 +113,13 @@ def network(
     folder = tmp_path_factory.mktemp("small")
     onnx.save(small_graph(), folder / "small.onnx")
     (folder / "small.toml").write_text('size = [32, 32]\nresize = "stretch"\n')
+    (folder / "images").mkdir()
+    for file in sorted(digits_folder.rglob("*.png"))[:8]:
+        shutil.copy(file, folder / "images")
     return {
         "model": str(folder / "small.onnx"),
         "preprocess": str(folder / "small.toml"),
-        "calib_data": str(digits_folder),
+        "calib_data": str(folder / "images"),
         "calib_images": 4,
         "calib_precision": "fp32",
     }
