@@ -113,10 +113,13 @@ def network(
     folder = tmp_path_factory.mktemp("small")
     onnx.save(small_graph(), folder / "small.onnx")
     (folder / "small.toml").write_text('size = [32, 32]\nresize = "stretch"\n')
+    (folder / "images").mkdir()
+    for file in sorted(digits_folder.rglob("*.png"))[:8]:
+        shutil.copy(file, folder / "images")
     return {
         "model": str(folder / "small.onnx"),
         "preprocess": str(folder / "small.toml"),
-        "calib_data": str(digits_folder),
+        "calib_data": str(folder / "images"),
         "calib_images": 4,
         "calib_precision": "fp32",
     }
@@ -278,7 +281,7 @@ def test_full_disk_in_the_midst_of_any_file(scene: Scene) -> None:
         for file in scene.after.rglob("*")
         if file.is_file() and file.relative_to(scene.after) not in there
     }
-    limits = sorted({0, *(size - 1 for size in sizes), *(size // 2 for size in sizes)})
+    limits = sorted({0, *(size - 1 for size in sizes)})
     hows = [{"limit": limit} for limit in limits]
     for how, reply in zip(hows, scene.attempt(hows), strict=True):
         require_no_space(reply, how)
