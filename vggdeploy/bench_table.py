@@ -85,7 +85,7 @@ def _latency_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
     ips, requests = result["throughput_ips"], result["throughput_requests"]
     if ips is not None:
-        ends = result["throughput_ci95"]
+        ends = result.get("throughput_ci95")
         sure = f" (95%: {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
         rows.append(("throughput", f"{ips:.2f} images/s{sure}, up to {requests} queries in flight"))
     return rows

@@ -132,7 +132,10 @@ def test_another_spelling_of_the_same_is_found(tmp_path, old, new):
 )  # fmt: skip
 def test_a_manifest_of_another_form_is_refused_though_it_is_signed(path, part, wrong):
     rewrite(path, **{part: wrong})
-    with pytest.raises(BundleError, match=rf"{part}.* (is|are) wrong|what it says of model.bin is wrong|no digest of"):
+    with pytest.raises(
+        BundleError,
+        match=rf"{part}.* (is|are) wrong|what it says of model.bin is wrong|no digest of",
+    ):
         bundle.open_bundle(path)
 
 

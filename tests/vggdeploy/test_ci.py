@@ -302,8 +302,14 @@ def test_the_jobs_summary_needs_no_force(here, monkeypatch):
 
 
 REFUSED = [
-    (["--junit", "old.xml"], "old.xml exists: got a file, expected a free path -- give --force, or another --junit"),
-    (["--summary", "old.xml"], "old.xml exists: got a file, expected a free path -- give --force, or another --summary"),
+    (
+        ["--junit", "old.xml"],
+        "old.xml exists: got a file, expected a free path -- give --force, or another --junit",
+    ),
+    (
+        ["--summary", "old.xml"],
+        "old.xml exists: got a file, expected a free path -- give --force, or another --summary",
+    ),
     (["--junit", "nowhere/j.xml"], "no folder nowhere"),
     (["--summary", ".", "--force"], "a folder"),
     (["--junit", "-"], "--junit takes a file"),

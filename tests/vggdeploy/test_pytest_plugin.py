@@ -137,12 +137,15 @@ def test_a_gate_that_fails_shows_its_table(project, tiny_bundle):
 @pytest.mark.parametrize(
     ("marker", "said"),
     [
-        ("min_agrement=0.9", "unknown key 'min_agrement': expected perhaps 'min_agreement'"),
+        ("min_agrement=0.9", "unknown key: got 'min_agrement', expected perhaps 'min_agreement'"),
         ("0.9", "accuracy_gate takes bounds by name: got 0.9"),
         ("min_agreement=99", "bound min_agreement is wrong: got 99"),
-        ("max_p99=0.1", "accuracy_gate: nothing is measured here that a bound of p99 could judge"),
-        ("max_ratio={'p50': 1.1}", "a bound of p50 could judge"),
-        ("max_ratio={'sqrn': 1.1}", "unknown key 'sqrn': expected perhaps 'sqnr'"),
+        (
+            "max_p99=0.1",
+            "accuracy_gate: nothing is measured here that a bound of speed could judge: got max_p99",
+        ),
+        ("max_ratio={'p50': 1.1}", "a bound of speed could judge: got max_ratio p50"),
+        ("max_ratio={'sqrn': 1.1}", "unknown key: got 'sqrn', expected perhaps 'sqnr'"),
     ],
 )
 def test_a_wrong_marker_fails_even_without_a_bundle(project, marker, said):
