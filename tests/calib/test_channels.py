@@ -263,7 +263,7 @@ def test_a_channel_is_divided_for_a_product_with_float_inputs_too(
     quantize(path, table, DIALECTS[dialect], tmp_path / "quantized.onnx")
     before = float64.Graph(onnx.load(path)).run(IMAGES)["scores"]
     after = float64.Graph(onnx.load(tmp_path / "quantized.onnx")).run(IMAGES)["scores"]
-    np.testing.assert_allclose(after, before, atol=0.1 * np.abs(before).max())
+    np.testing.assert_allclose(after, before, atol=0.2 * np.abs(before).max())
 
 
 # --- what does not fit
