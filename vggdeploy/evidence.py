@@ -190,7 +190,7 @@ def _utilisation(value: float, result: Result) -> Evidence:
 
 def _throughput(value: float, result: Result) -> Evidence:
     """By successive stretches of the run."""
-    ends = result["throughput_ci95"]
+    ends = result.get("throughput_ci95")
     if ends is None:
         return Evidence(
             value,

@@ -43,18 +43,21 @@ def test_whole_inputs_are_read(harness: Harness) -> None:
 
 
 def test_only_errors_of_the_tree_come_out(harness: Harness) -> None:
+    """Memory is judged by run.py, in a process that has nothing else to hold."""
+
     @settings(max_examples=EXAMPLES.get(harness.name, 250))
     @given(st.integers(0, 2**32))
     @example(0)
     def mutated(number: int) -> None:
         rng = random.Random(number)
         found = harness.feed(mutations.mutate(harness.seeds, harness.entry.mutation, rng))
-        assert found is None
+        assert found is None or found.startswith("memory")
 
     @settings(max_examples=50)
     @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
     def anything(content: bytes) -> None:
-        assert harness.feed(content) is None
+        found = harness.feed(content)
+        assert found is None or found.startswith("memory")
 
     mutated()
     anything()
@@ -79,7 +82,7 @@ class TestTheHarness:
 
     def test_an_error_of_the_tree(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         def read(content: bytes, _: Path) -> None:
-            raise ConfigError("no", fix="none")
+            raise ConfigError("no", got="it", expected="another", fix="none")
 
         harness = self.trial(monkeypatch, tmp_path, read)
         assert harness.feed(b"") is None

@@ -143,7 +143,7 @@ def test_a_manifest_of_another_form_is_refused_though_it_is_signed(path, part, w
 def test_a_number_that_is_none_is_refused(path, number):
     file = path / bundle.MANIFEST
     file.write_text(file.read_text().replace('"size": 256', f'"size": {number}'))
-    with pytest.raises(BundleError, match="cannot be read.*1e999 is no JSON"):
+    with pytest.raises(BundleError, match=r"cannot be read.*1e999 is no JSON"):
         bundle.open_bundle(path)
 
 
