@@ -95,27 +95,22 @@ class Probes:
         try:
             file = limits.arrays(path)
             probes = cls(file["images"], file["reference"], file.get("labels"))
-        except (
-            Exception
-        ) as error:  # zipfile, zlib, tokenize and numpy each have errors of their own
+        # zipfile, zlib, tokenize and numpy each have errors of their own.
+        except Exception as error:
             raise BundleError(
                 f"{path} cannot be read",
                 got=error,
                 expected="the probes that 'vggdeploy build' wrote",
                 fix="build the bundle again",
             ) from error
-        images, scores, labels = probes.images, probes.reference, probes.labels
-        if (
-            (str(images.dtype), images.ndim) != ("uint8", 4)
-            or (str(scores.dtype), scores.ndim) != ("float32", 2)
-            or not len(images) == len(scores) > 0
-            or (labels is not None and labels.shape != (len(images),))
-        ):
+        if not probes._fit():
             raise BundleError(
                 f"{path} does not hold probes",
-                got=f"images {images.dtype} {list(images.shape)}, reference {scores.dtype} "
-                f"{list(scores.shape)}",
-                expected="images uint8 [N, H, W, 3], reference float32 [N, classes], labels [N] or none",
+                got=", ".join(
+                    f"{name} {file[name].dtype} {list(file[name].shape)}" for name in file
+                ),
+                expected="images uint8 [N, H, W, 3], reference float32 [N, classes], and labels "
+                "int64 [N] or none",
                 fix="build the bundle again",
             )
         return probes
@@ -128,10 +123,7 @@ class Probes:
             (self.labels, "int64", 1),
         )
         return all(
-            isinstance(each, np.ndarray)
-            and each.dtype == dtype
-            and each.ndim == rank
-            and len(each) == len(self.images)
+            each.dtype == dtype and each.ndim == rank and len(each) == len(self.images) > 0
             for each, dtype, rank in held
             if each is not None
         )

@@ -19,7 +19,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 PAYS = 1.2
 """How many times as fast as float32 bfloat16 has to be. On CPUs with matrix units (AMX) it is twice
-to four times as fast; where there are but instructions for it (AVX512-BF16) it was measured at 0.55
+to four times as fast; where there are but instructions for it (AVX512-BF16) it was measured at 0.52
 times, since float32 has the better kernels."""
 
 

@@ -260,10 +260,14 @@ def test_a_channel_is_divided_for_a_product_with_float_inputs_too(
     path = chains.product_and_convolution().save(tmp_path / "float.onnx")
     table = table_for(path, 4)
     assert table.tensors["r0"].rescaled
-    quantize(path, table, DIALECTS[dialect], tmp_path / "quantized.onnx")
+    used = DIALECTS[dialect]
+    if used.grouped:
+        # In small groups 4 bits add less noise than a channel that is not divided back would.
+        used = replace(used, matrix=replace(used.grouped, group=64))
+    quantize(path, table, used, tmp_path / "quantized.onnx")
     before = float64.Graph(onnx.load(path)).run(IMAGES)["scores"]
     after = float64.Graph(onnx.load(tmp_path / "quantized.onnx")).run(IMAGES)["scores"]
-    np.testing.assert_allclose(after, before, atol=0.2 * np.abs(before).max())
+    np.testing.assert_allclose(after, before, atol=0.1 * np.abs(before).max())
 
 
 # --- what does not fit
