@@ -15,29 +15,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vggdeploy.benchmarks import bootstrap, turns
+from vggdeploy.benchmarks import bootstrap, statistics, turns
+from vggdeploy.benchmarks.pool import KEPT_OPEN, Pool
 from vggdeploy.contracts import Settings, Silent
 from vggdeploy.errors import ConfigError, VggdeployError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from types import TracebackType
-
-    from typing_extensions import Self
 
     from vggdeploy.benchmarks.bootstrap import Ratio
     from vggdeploy.benchmarks.scenarios import Clock
     from vggdeploy.benchmarks.turns import Slice
     from vggdeploy.contracts import Batch, Reporter, Runner
-
-KEPT_OPEN = 3
-"""Runners that are open at once: one of VGG16 takes 140 to 400 MB."""
 
 CONFIRM = 0.3
 """Share of the time that is kept for the last run."""
@@ -50,8 +44,6 @@ UNTRIED = "no time for it"
 
 MARGIN = 1.1
 """How much longer than estimated a turn may well take."""
-
-_CHANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -120,7 +112,7 @@ class Found:
     """What a search came to.
 
     Attributes:
-        trials: of every candidate, in the order that they were given.
+        trials: of every candidate, the backend's own choice first.
         winner: what is to be used: the backend's own choice where no other was shown to be better,
             and None where nothing keeps the bound.
         confirmed: seconds an image of the winner over those of the backend's own choice, in the
@@ -138,52 +130,11 @@ class Found:
     seconds: float
 
 
-class _Pool:
-    """Open runners by candidate, the `KEPT_OPEN` used last.
-
-    Attributes:
-        opened: how often one was opened.
-    """
-
-    def __init__(self, opener: Callable[[Candidate], Runner]) -> None:
-        self.opened = 0
-        self._opener = opener
-        self._open: OrderedDict[Candidate, Runner] = OrderedDict()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        while self._open:
-            self._open.popitem()[1].__exit__(kind, error, trace)
-
-    def close(self, candidate: Candidate) -> None:
-        """Close the candidate's runner."""
-        self._open.pop(candidate).__exit__(None, None, None)
-
-    def get(self, candidate: Candidate) -> Runner:
-        """The candidate's runner."""
-        if candidate in self._open:
-            self._open.move_to_end(candidate)
-            return self._open[candidate]
-        while len(self._open) >= KEPT_OPEN:
-            self._open.popitem(last=False)[1].__exit__(None, None, None)
-        runner = self._opener(candidate).__enter__()
-        self._open[candidate] = runner
-        self.opened += 1
-        return runner
-
-
 class Search:
     """One search.
 
     Args:
-        candidates: what to try; the backend's own choice, `DEFAULT`, is among them.
+        candidates: what to try, the backend's own choice first.
         opener: gives a candidate's runner, not yet open.
         batches: gives inputs of a batch size.
         plan: what for, and how long.
@@ -204,8 +155,9 @@ class Search:
         self._clock = clock
         self._reporter = reporter or Silent()
         self._batches = batches
-        self._pool = _Pool(opener)
-        self._trials = {each: Trial(each) for each in (DEFAULT, *candidates)}
+        self._pool = Pool(opener)
+        self._trials = {each: Trial(each) for each in candidates}
+        self._own = self._trials[candidates[0]]
         self._rounds = 0
         self._opening = self._image_seconds = 0.0
         self._depth = 1
@@ -231,11 +183,11 @@ class Search:
     def _gauge(self) -> None:
         """Measure the backend's own choice, so that the rest can be planned: the second time, since
         the first one loads libraries and reads files too. Neither counts for anything else."""
-        self._turn(self._trials[DEFAULT], 0.0)
-        self._pool.close(DEFAULT)
-        part = self._turn(self._trials[DEFAULT], 0.0)
+        self._turn(self._own, 0.0)
+        self._pool.close(self._own.candidate)
+        part = self._turn(self._own, 0.0)
         self._image_seconds = part.seconds / part.images
-        self._depth = self._pool.get(DEFAULT).depth
+        self._depth = self._pool.get(self._own.candidate).depth
 
     def _least(self, trial: Trial) -> float:
         """Seconds of the shortest turn: measured, or from those of the backend's own choice."""
@@ -265,10 +217,9 @@ class Search:
         now = self._clock()
         left = self._halved_by - now
         last = (self._end - self._halved_by) / bootstrap.FEWEST
-        ours = self._trials[DEFAULT]
-        own, opening = self._least(ours), MARGIN * self._opening
-        taken, used = [ours], 4 * (own + opening)
-        others = [trial for trial in self._trials.values() if trial.candidate != DEFAULT]
+        own, opening = self._least(self._own), MARGIN * self._opening
+        taken, used = [self._own], 4 * (own + opening)
+        others = [trial for trial in self._trials.values() if trial is not self._own]
         for index in self._orders.permutation(len(others)):
             trial = others[int(index)]
             cost = self._least(trial)
@@ -337,7 +288,7 @@ class Search:
             try:
                 part = self._turn(trial, share)
             except VggdeployError as error:
-                if trial.candidate == DEFAULT:
+                if trial is self._own:
                     raise
                 trial.usable, trial.out = False, f"it cannot be run: {error}"
                 continue
@@ -378,9 +329,12 @@ class Search:
         found = []
         bound = self._plan.bound_s
         for trial in trials:
-            if trial.usable and (breaks(trial.latencies, bound) or breaks(fresh, bound)):
+            late = bound is not None and any(
+                statistics.exceeds(sorted(each), bound) for each in (trial.latencies, fresh)
+            )
+            if trial.usable and late:
                 trial.usable = False
-                trial.out = f"its 99th percentile is above {self._plan.bound_s:g} s"
+                trial.out = f"its 99th percentile is above {bound:g} s"
             if trial.usable:
                 found.append(trial)
         return found
@@ -398,12 +352,11 @@ class Search:
     def _conclude(self) -> Found:
         """The winner of the halving against the backend's own choice; then the next best, where
         the last run shows that a winner breaks the bound and there is time left."""
-        own = self._trials[DEFAULT]
         tried = [trial for trial in self._trials.values() if trial.kept_until and trial.usable]
         tried.sort(key=lambda trial: (not trial.out, trial.kept_until), reverse=True)
         reason = "no other was better in the search"
         for trial in tried:
-            if trial is own:
+            if trial is self._own:
                 break
             made = self._confirm(trial)
             if made is None:
@@ -411,24 +364,25 @@ class Search:
                 break
             if not trial.usable:
                 continue
-            if not self._fit([own]):
+            if not self._fit([self._own]):
                 return self._done(trial, *made, "the backend's own choice breaks the bound")
             ci95 = made[0].ci95
             if ci95 is not None and ci95[1] < 1:
                 return self._done(trial, *made, "shown to be faster in the last run")
-            return self._done(own, *made, "no other was shown to be faster in the last run")
-        if self._fit([own]):
-            return self._done(own, None, 0, reason)
+            return self._done(self._own, *made, "no other was shown to be faster in the last run")
+        if self._fit([self._own]):
+            return self._done(self._own, None, 0, reason)
         return self._done(None, None, 0, "nothing that was tried keeps the bound")
 
     def _confirm(self, trial: Trial) -> tuple[Ratio, int] | None:
         """Turns of `trial` and the backend's own choice until the time is up; None when there is
         none for as many as an interval needs."""
-        own = self._trials[DEFAULT]
-        pair = [trial, own]
+        pair = [trial, self._own]
         if self._clock() + bootstrap.FEWEST * sum(map(self._least, pair)) > self._end:
             return None
         share = (self._end - self._clock()) / (4 * bootstrap.FEWEST)
+        for each in pair:
+            each.turn_seconds = 0.0  # those of the last rung may have had a larger share
         orders = turns.orders(2, self._plan.seed)
         costs: tuple[list[float], list[float]] = ([], [])
         fresh: list[float] = []
@@ -442,6 +396,8 @@ class Search:
                     fresh += part.latencies if pair[index] is trial else ()
                 if len(costs[0]) >= bootstrap.FEWEST and not self._fit([trial], fresh):
                     break
+        if not costs[0]:
+            return None
         found = bootstrap.ratio(costs[0], costs[1], paired=True, seed=self._plan.seed)
         self._fit([trial], fresh)
         return found, len(costs[0])
@@ -455,25 +411,3 @@ class Search:
             reason,
             self._clock() - self._start,
         )
-
-
-def breaks(latencies: Sequence[float], bound_s: float | None) -> bool:
-    """Whether these latencies show that their 99th percentile is above the bound.
-
-    With a hundred or more, that percentile itself decides. With fewer it is the largest of them,
-    which one hiccup spoils; then so many above the bound must be there as would be by chance in one
-    case of twenty at most, were one in a hundred above it (a binomial test).
-    """
-    if bound_s is None or not latencies:
-        return False
-    count = len(latencies)
-    above = sum(value > bound_s for value in latencies)
-    if count >= 100:
-        return rank(latencies, 99) > bound_s
-    fewer = sum(math.comb(count, k) * 0.01**k * 0.99 ** (count - k) for k in range(above))
-    return above > 0 and 1 - fewer < _CHANCE
-
-
-def rank(latencies: Sequence[float], percent: int) -> float:
-    """A percentile by the nearest rank: the least value that so many are not above."""
-    return sorted(latencies)[-(-percent * len(latencies) // 100) - 1]

@@ -52,7 +52,12 @@ def summarize(samples: Sequence[float]) -> Latency:
 def percentile(ordered: Sequence[float], percent: int) -> float:
     """The smallest sample that at least `percent` of all do not exceed: the nearest rank, so a
     value that was measured."""
-    return float(ordered[-(-percent * len(ordered) // 100) - 1])
+    return float(ordered[rank(len(ordered), percent)])
+
+
+def rank(count: int, percent: int) -> int:
+    """Where a percentile stands among `count` samples in order, from 0: the nearest rank."""
+    return -(-percent * count // 100) - 1
 
 
 def interval(
@@ -99,6 +104,21 @@ def half_width(samples: Sequence[float]) -> float:
     if found is None:
         return math.inf
     return (found[1] - found[0]) / 2 / percentile(ordered, 50)
+
+
+def exceeds(ordered: Sequence[float], bound: float) -> bool:
+    """Whether these samples show that their 99th percentile is above `bound`.
+
+    With a hundred or more, that percentile itself decides. With fewer it is the largest of them,
+    which one hiccup spoils; then so many above the bound must be there as would be by chance in one
+    case of twenty at most, were one in a hundred above it (a binomial test).
+    """
+    above = sum(value > bound for value in ordered)
+    if not above:
+        return False
+    if len(ordered) >= 100:
+        return percentile(ordered, 99) > bound
+    return bool(1 - binomial_cdf(len(ordered), 0.01)[above - 1] < 1 - CONFIDENCE)
 
 
 def early_stopping(ordered: Sequence[float], percent: int) -> float | None:

@@ -8,19 +8,19 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from vggdeploy.benchmarks import turns
+from vggdeploy.benchmarks import statistics
 from vggdeploy.benchmarks.options import LARGEST_BATCH
-from vggdeploy.benchmarks.search import DEFAULT, Candidate, Plan, Search, rank
+from vggdeploy.benchmarks.search import Candidate, Plan, Search
 from vggdeploy.contracts import RunOptions
 from vggdeploy.errors import ConfigError
 from vggdeploy.machine import system
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from vggdeploy.benchmarks.search import Found, Trial
     from vggdeploy.bundle import Bundle
-    from vggdeploy.contracts import Batch, Reporter, Runner, Target
+    from vggdeploy.contracts import Reporter, Runner, Target
 
 SECONDS = 180.0
 """Three minutes: some twenty candidates of an INT8 VGG16 on two cores."""
@@ -37,7 +37,8 @@ class TuneOptions:
     """What to tune for, and with how much.
 
     Attributes:
-        goal: the least median latency of one image, or the most images a second.
+        goal: the least median latency, of one image or the fewest that the engine takes, or the
+            most images a second.
         bound_s: on the 99th percentile of a query's latency; with throughput alone.
         seconds: for everything, opening runners included.
         device: the backend's own name of the device.
@@ -101,17 +102,13 @@ class TuneOptions:
 def candidates(target: Target, opened: Bundle, options: TuneOptions) -> list[Candidate]:
     """What is tried, the backend's own choice first: for throughput, each of the target's settings
     at each batch that the engine takes."""
-    batches = [1]
+    least, _, most = opened.batches or (1, 1, options.max_batch)
+    sizes = [least]
     if options.goal == "throughput":
-        # The optimization profile of a TensorRT engine.
-        least, _, most = opened.manifest["build"].get("engine", {}).get("batches") or (1, 1, None)
-        batches = [
-            2**power
-            for power in range(options.max_batch.bit_length())
-            if least <= 2**power <= min(options.max_batch, most or options.max_batch)
-        ]
-    found = [DEFAULT]
-    for batch in batches:
+        powers = [2**power for power in range(options.max_batch.bit_length())]
+        sizes += [size for size in powers if least < size <= min(options.max_batch, most)]
+    found = [Candidate(least)]
+    for batch in sizes:
         settings = target.candidates(options.run(batch=batch))
         found += [Candidate(batch, each) for each in settings]
     return list(dict.fromkeys(found))
@@ -136,10 +133,7 @@ def tune(
         MissingError: when this machine cannot run it.
     """
     options.check()
-
-    @functools.cache
-    def batches(size: int) -> Sequence[Batch]:
-        return turns.probe_batches(opened, size)
+    batches = functools.cache(opened.probe_batches)
 
     def opener(candidate: Candidate) -> Runner:
         return target.open(opened, options.run(batch=candidate.batch, settings=candidate.settings))
@@ -171,7 +165,8 @@ def _row(trial: Trial) -> dict[str, Any]:
     """A candidate as a result has it; figures are None where it was not measured."""
     figures: tuple[float | None, ...] = (None, None, None)
     if trial.latencies:
-        p50, p99 = (rank(trial.latencies, percent) for percent in (50, 99))
+        ordered = sorted(trial.latencies)
+        p50, p99 = (statistics.percentile(ordered, percent) for percent in (50, 99))
         figures = (p50, p99, trial.images / trial.seconds)
     return {
         "batch": trial.candidate.batch,
@@ -194,7 +189,7 @@ def _winner(found: Found) -> dict[str, Any] | None:
     row = _row(trial)
     return {
         **{key: row[key] for key in ("batch", "settings", "p50", "p99", "images_per_s")},
-        "default": found.winner == DEFAULT,
+        "default": trial is found.trials[0],
         "ratio": found.confirmed.value if found.confirmed else None,
         "ci95": list(found.confirmed.ci95) if found.confirmed and found.confirmed.ci95 else None,
         "pairs": found.pairs,

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vggdeploy.benchmarks.scenarios import Clock
-    from vggdeploy.bundle import Bundle
     from vggdeploy.contracts import Batch, Outputs, Runner
 
 
@@ -116,11 +115,3 @@ class _Query:
     def seconds(self) -> float:
         """From its beginning to its end; known when the queue is drained."""
         return self._ended - (self.began if self._ended > self.began else self._asked)
-
-
-def probe_batches(opened: Bundle, size: int) -> list[Batch]:
-    """A bundle's probes as batches of `size`, starting over where they run out."""
-    images = opened.probes().images
-    count = max(1, min(8, len(images) // size))
-    turns = np.arange(count * size) % len(images)
-    return [opened.batch(images[turns[i * size : (i + 1) * size]]) for i in range(count)]

@@ -177,6 +177,13 @@ class Bundle:
         """Size of the engine's files together."""
         return sum(self.manifest["files"][name]["size"] for name in self.manifest["engine"])
 
+    @property
+    def batches(self) -> tuple[int, int, int] | None:
+        """Images of a query, at least, as tuned for and at most, by the optimization profile of a
+        TensorRT engine; None where an engine takes any number."""
+        said = (self.manifest["build"].get("engine") or {}).get("batches")
+        return said and (said[0], said[1], said[2])
+
     def batch(self, pixels: NDArray[np.uint8]) -> Batch:
         """What its engine takes for uint8 ``[N, H, W, 3]`` pixels: these, or float32 images."""
         if self.manifest["input"].get("dtype") == "uint8":
@@ -186,6 +193,14 @@ class Bundle:
     def probes(self) -> Probes:
         """The probe images and the reference's outputs."""
         return Probes.load(self.path / PROBES)
+
+    def probe_batches(self, size: int) -> list[Batch]:
+        """The probes as what its engine takes, 8 batches of `size` images at most; they start over
+        where they run out."""
+        images = self.probes().images
+        count = max(1, min(8, len(images) // size))
+        turns = np.arange(count * size).reshape(count, size) % len(images)
+        return [self.batch(images[turn]) for turn in turns]
 
     def budget(self) -> dict[str, Any]:
         """The network's budget, in the form of `budget.Budget.to_json`."""
@@ -419,6 +434,13 @@ def _require_plain(manifest: Mapping[str, Any], where: str) -> None:
     ):
         if not isinstance(said or {}, dict):
             raise refuse(f"{key} is wrong", repr(said)[:40], "a table")
+    batches = (manifest["build"].get("engine") or {}).get("batches")
+    if batches is not None and not (
+        isinstance(batches, list)
+        and len(batches) == 3
+        and all(type(size) is int and size > 0 for size in batches)
+    ):
+        raise refuse("the batches of its engine are wrong", repr(batches)[:40], "three above 0")
     for key in ("input", "output"):
         shape = manifest[key].get("shape")
         if not isinstance(shape, list) or not all(

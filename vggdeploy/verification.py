@@ -6,6 +6,7 @@ built from; without one, or where that is gone, the bundle's own probes are judg
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,21 +100,23 @@ def verify(
             judged = "data"
             images, labels, count = folder.pixels(opened.preprocess), folder.labels(), len(folder)
             classes, label_cautions = dict(folder.classes), _label_cautions(folder)
-    run_options = RunOptions(device=device, goal="throughput")
+    # A TensorRT engine may take no single image; the graph that emulates it does.
+    least = opened.batches[0] if opened.batches and how.kind == "native" else 1
+    run_options = RunOptions(device=device, batch=least, goal="throughput")
     cautions = [*how.cautions(opened, run_options), *label_cautions]
     with how.open(opened, run_options) as runner:
         name = runner.outputs[0].name
-        batches = (opened.batch(image[None]) for image in images)
+        batches = (opened.batch(_filled(few, least)) for few in dataset.batches(images, least))
         found = np.concatenate(
             [
                 outputs[name].copy()
                 for outputs in reporter.track(
                     runner.infer_many(batches),
-                    count,
+                    math.ceil(count / least),
                     "running the engine" if how.kind == "native" else "emulating",
                 )
             ]
-        )
+        )[:count]
     wrong = parity.not_finite(found)
     if len(wrong):
         raise ModelError(
@@ -139,6 +142,11 @@ def verify(
         "parity": asdict(parity.parity(expected, found)),
         "accuracy": None if labels is None else asdict(parity.accuracy(expected, found, labels)),
     }
+
+
+def _filled(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Images ``[N, H, W, 3]``, the last one repeated until there are `size`."""
+    return np.concatenate([pixels, pixels[-1:].repeat(size - len(pixels), axis=0)])
 
 
 def _label_cautions(folder: Dataset) -> list[str]:

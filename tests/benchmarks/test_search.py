@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vggdeploy.benchmarks import search, turns
+from vggdeploy.benchmarks import pool, search, turns
 from vggdeploy.benchmarks.search import DEFAULT, Candidate, Plan, Search
-from vggdeploy.contracts import Runner, Settings, TensorSpec
+from vggdeploy.contracts import Runner, Settings, Silent, TensorSpec
 from vggdeploy.errors import ConfigError, ModelError
 
 
@@ -32,11 +32,11 @@ class World:
     def runner(self, candidate: Candidate) -> Runner:
         return Faked(self, candidate)
 
-    def search(self, candidates: Any, **plan: Any) -> search.Found:
+    def search(self, candidates: Any, reporter: Any = None, **plan: Any) -> search.Found:
         self.start = self.now
         chosen = Plan(**{"goal": "latency", "seconds": 60.0, **plan})
         batches = lambda size: [np.zeros((size, 1), np.float32)]  # noqa: E731
-        found = Search(candidates, self.runner, batches, chosen, self.clock).run()
+        found = Search(candidates, self.runner, batches, chosen, self.clock, reporter).run()
         assert not self.open, "a runner was left open"
         return found
 
@@ -197,7 +197,7 @@ def test_too_little_time_is_said_with_what_would_do() -> None:
 def test_few_runners_are_open_at_once_and_survivors_stay_open() -> None:
     world = World(by_streams({4: 0.05}), opening=0.1)
     world.search(streams(8), seconds=90.0)
-    assert world.most_open == search.KEPT_OPEN
+    assert world.most_open == pool.KEPT_OPEN
     three = World(by_streams({2: 0.05}), opening=0.1)
     three.search(streams(2), seconds=60.0)
     # The backend's own choice once more, to see what opening takes.
@@ -236,7 +236,7 @@ def test_ranks_are_by_ratios_within_rounds() -> None:
     better.costs = {1: 0.9 * shared[1], 2: 1.05 * shared[2], 3: 0.9 * shared[3], 4: 7.0}
     worse.costs = dict(shared)
     assert np.median(list(better.costs.values())[:3]) > np.median(list(worse.costs.values()))
-    ranked = Search([], World(None).runner, lambda size: [], Plan("latency", 1.0))._ranked
+    ranked = Search(streams(1), World(None).runner, lambda size: [], Plan("latency", 1.0))._ranked
     assert ranked([worse, better]) == [better, worse]
     assert ranked([better, worse]) == [better, worse]
 
@@ -332,24 +332,34 @@ def test_one_that_breaks_the_bound_in_the_last_run_gives_way_to_the_next() -> No
     assert not trial(found, Candidate(1, Settings(streams=1))).usable
 
 
-@pytest.mark.parametrize(
-    ("latencies", "broken"),
-    [
-        ([0.1] * 99 + [9.0], False),
-        ([0.1] * 98 + [9.0] * 2, True),
-        ([0.1] * 500 + [9.0] * 5, False),
-        ([0.1] * 500 + [9.0] * 6, True),
-        # One of ten is no news where one of a hundred may be late: 1 - 0.99**10 is 0.096.
-        ([0.1] * 9 + [9.0], False),
-        ([0.1] * 8 + [9.0] * 2, True),
-        ([9.0], True),
-        ([0.1], False),
-        ([], False),
-    ],
-)
-def test_when_a_bound_is_broken(latencies: list[float], broken: bool) -> None:
-    assert search.breaks(latencies, 1.0) is broken
-    assert not search.breaks(latencies, None)
+def test_a_last_run_is_as_long_as_what_is_left() -> None:
+    """Turns of the last rung had a larger share than those of the last run have."""
+    found = World(by_streams({0: 0.002, 1: 0.001})).search(streams(1), seconds=2.0)
+    assert found.confirmed is not None
+    assert found.confirmed.value == pytest.approx(0.5)
+    assert found.winner == Candidate(1, Settings(streams=1))
+
+
+def test_no_time_for_a_last_run_leaves_the_backends_own_choice() -> None:
+    """The machine sleeps just before it."""
+    world = World(by_streams({1: 0.05}))
+
+    class Sleeping(Silent):
+        def step(self, label: str) -> Any:
+            world.now += 100.0 if label == "confirming the winner" else 0.0
+            return super().step(label)
+
+    found = world.search(streams(1), Sleeping())
+    assert (found.winner, found.confirmed, found.pairs) == (DEFAULT, None, 0)
+    assert found.reason == "there was no time to confirm another"
+
+
+def test_the_backends_own_choice_is_the_first_whatever_its_batch() -> None:
+    world = World(by_batch(0.04, 0.01))
+    found = world.search([Candidate(4), Candidate(8)], goal="throughput", seconds=30.0)
+    assert {each.batch for each in world.asked} == {4, 8}
+    assert [each.candidate for each in found.trials] == [Candidate(4), Candidate(8)]
+    assert found.winner == Candidate(8)
 
 
 class Together(Runner):

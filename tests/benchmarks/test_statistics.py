@@ -139,3 +139,22 @@ def test_half_width_of_the_medians_interval() -> None:
     assert (low, high) == (40, 61)
     assert statistics.half_width(values[::-1]) == 10.5 / 50
     assert statistics.half_width([1.0] * 5) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("latencies", "above"),
+    [
+        ([0.1] * 99 + [9.0], False),
+        ([0.1] * 98 + [9.0] * 2, True),
+        ([0.1] * 500 + [9.0] * 5, False),
+        ([0.1] * 500 + [9.0] * 6, True),
+        # One of ten is no news where one of a hundred may be late: 1 - 0.99**10 is 0.096.
+        ([0.1] * 9 + [9.0], False),
+        ([0.1] * 8 + [9.0] * 2, True),
+        ([9.0], True),
+        ([0.1], False),
+        ([], False),
+    ],
+)
+def test_when_a_bound_is_exceeded(latencies: list[float], above: bool) -> None:
+    assert statistics.exceeds(latencies, 1.0) is above

@@ -34,6 +34,19 @@ def test_what_is_written_is_read(path):
         assert np.array_equal(array, getattr(PROBES, name))
 
 
+@pytest.mark.parametrize(("size", "turns"), [(1, [[0], [1]]), (2, [[0, 1]]), (3, [[0, 1, 0]])])
+def test_probes_in_batches_start_over_where_they_run_out(path, size, turns):
+    opened = bundle.open_bundle(path)
+    expected = [opened.batch(PROBES.images[turn]) for turn in turns]
+    np.testing.assert_array_equal(opened.probe_batches(size), expected)
+
+
+def test_the_batches_of_an_engine(path):
+    assert bundle.open_bundle(path).batches is None
+    rewrite(path, build={"key": "k1", "engine": {"batches": [2, 4, 8]}})
+    assert bundle.open_bundle(path).batches == (2, 4, 8)
+
+
 def test_the_same_build_writes_the_same_bytes(path, tmp_path):
     bundle.write(tmp_path / "again", FACTS, fill, replace=False)
     for name in [*FILES, bundle.MANIFEST]:
@@ -273,6 +286,9 @@ SHA = "0" * 64
         ({"engine": [["model.xml"]]}, "no digest"),
         ({"engine": ["../model.xml"]}, "no digest"),
         ({"build": None}, "build is wrong"),
+        ({"build": {"engine": {"batches": [1, 8]}}}, "the batches of its engine are wrong"),
+        ({"build": {"engine": {"batches": [0, 1, 8]}}}, "the batches of its engine are wrong"),
+        ({"build": {"engine": {"batches": "1, 1, 8"}}}, "the batches of its engine are wrong"),
         ({"model": "x" * 1000}, r"model is wrong: got 'x{39},"),
     ],
 )

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vggdeploy import atomic, benching, bundle, machine, speed, targets, tuning
-from vggdeploy.benchmarks import search
 from vggdeploy.benchmarks import tune as module
 from vggdeploy.benchmarks.options import BenchOptions
-from vggdeploy.benchmarks.search import DEFAULT, Candidate
+from vggdeploy.benchmarks.search import DEFAULT
 from vggdeploy.benchmarks.tune import TuneOptions
 from vggdeploy.cli import main
 from vggdeploy.contracts import Settings, Silent
@@ -162,6 +161,34 @@ def test_batches_are_those_of_the_engines_profile(copied: Path) -> None:
     assert batches([1, 1, 4]) == [1, 2, 4]
     assert batches(None, max_batch=6) == [1, 2, 4]
     assert batches(None, goal="latency") == [1]
+    # The fewest that the engine takes come first, a power of two or not.
+    assert batches([3, 4, 32]) == [3, 4, 8, 16]
+    assert batches([32, 32, 32]) == [32]
+    assert batches([4, 8, 32], goal="latency") == [4]
+
+
+def test_an_engine_that_takes_no_single_image_is_tuned(copied: Path) -> None:
+    pytest.importorskip("openvino")
+    opened, target = bundle.open_bundle(copied), targets.get("ov-int8")
+    build = {**opened.manifest["build"], "engine": {"batches": [2, 2, 4]}}
+    opened = bundle.Bundle(opened.path, {**opened.manifest, "build": build})
+    asked: set[int] = set()
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(target, name)
+
+        def open(self, opened: Any, options: Any) -> Any:
+            asked.add(options.batch)
+            return target.open(opened, options)
+
+    ticks = itertools.count()
+    found = module.tune(
+        opened, Watched(), TuneOptions(seconds=2.0), Silent(), lambda: next(ticks) / 1e3  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert asked == {2}
+    assert {row["batch"] for row in found["tried"]} == {found["winner"]["batch"]} == {2}
+    assert found["winner"]["default"] == (found["reason"] != "shown to be faster in the last run")
 
 
 def test_the_default_is_tried_once(copied: Path) -> None:
@@ -282,5 +309,3 @@ def test_a_search_that_fails_leaves_nothing_open(copied: Path) -> None:
         module.tune(opened, Watched(), TuneOptions(seconds=1e-6), Silent())  # type: ignore[arg-type]
     assert kept
     assert not any(runner._open for runner in kept)
-    assert search.KEPT_OPEN >= 2
-    assert Candidate() == DEFAULT

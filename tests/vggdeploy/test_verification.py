@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggdeploy import bundle, demo, pipeline, topology
+from vggdeploy import bundle, demo, execution, pipeline, targets, topology
+from vggdeploy.contracts import RunOptions
 from vggdeploy.errors import BundleError, DatasetError, VggdeployError, WeightsError
 from vggdeploy.verification import verify
 
@@ -204,3 +205,31 @@ def test_numbered_folders_that_move_are_said(
     assert any("'3' is class 0" in caution for caution in result["cautions"])
     whole = verify(slim_bundle, data=str(heldout_folder))
     assert not any("class folders" in caution for caution in whole["cautions"])
+
+
+@pytest.mark.parametrize("kind", ["native", "emulated"])
+def test_an_engine_that_takes_no_single_image_is_given_as_many_as_it_takes(
+    slim_bundle: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """32 probes in batches of 5, the last one filled up; an emulation takes any number."""
+    opened = bundle.open_bundle(slim_bundle)
+    build = {**opened.manifest["build"], "engine": {"batches": [5, 5, 8]}}
+    batched = bundle.Bundle(slim_bundle, {**opened.manifest, "build": build})
+    asked: list[int] = []
+
+    class Watched(execution.Execution):
+        kind = property(lambda self: chosen)
+
+        def open(self, opened: bundle.Bundle, options: RunOptions) -> Any:
+            asked.append(options.batch)
+            return super().open(opened, options)
+
+    chosen = kind
+    expected = verify(slim_bundle)
+    monkeypatch.setattr(bundle, "open_bundle", lambda *_: batched)
+    how = Watched(targets.get(opened.target))
+    monkeypatch.setattr(execution, "choose", lambda *_, **__: how)
+    found = verify(slim_bundle)
+    assert asked == [5 if kind == "native" else 1]
+    assert found["parity"] == pytest.approx(expected["parity"], rel=1e-3)
+    assert found["accuracy"] == expected["accuracy"]
