@@ -17,7 +17,6 @@ from vggdeploy.benchmarks import (
     profiling,
     rates,
     scenarios,
-    turns,
     watch,
 )
 from vggdeploy.benchmarks.conditions import Conditions
@@ -25,6 +24,7 @@ from vggdeploy.benchmarks.options import QUERIES, SECONDS, BenchOptions
 from vggdeploy.benchmarks.outcome import Measured, Rest
 from vggdeploy.benchmarks.scenarios import Stop
 from vggdeploy.contracts import RunOptions, Silent
+from vggdeploy.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,6 +39,10 @@ Loop = TypeVar("Loop")
 
 CAPACITY_SECONDS = 2.0
 """How long a server's capacity is measured, which bounds the rates that are tried."""
+
+OVERLOAD = 2.0
+"""Times a server's capacity: what arrives faster would be served for several times as long as was
+asked, to show no more than that waits grow."""
 
 LIBRARY = 64
 """Images of MLPerf's sample library at most: 39 MB of 224x224 in FP32."""
@@ -127,7 +131,7 @@ def pair(
     facts = sides[0][1].device_facts(options.device)
     conditions = Conditions(options.device, facts, clock=clock, sleep=sleep)
     tools = _Tools(reporter or Silent(), clock, sleep, look, conditions)
-    batches = [turns.probe_batches(opened, options.size) for opened, _, _ in sides]
+    batches = [opened.probe_batches(options.size) for opened, _, _ in sides]
     with contextlib.ExitStack() as stack:
         runners = [
             stack.enter_context(
@@ -164,7 +168,7 @@ def _scenario(opened: Bundle, runner: Runner, options: BenchOptions, tools: _Too
         return _server(opened, runner, options, tools)
     if options.mlperf:
         return _mlperf(opened, runner, options, tools)
-    batches = turns.probe_batches(opened, options.size)
+    batches = opened.probe_batches(options.size)
     with tools.reporter.step(f"measuring {options.scenario}"):
         if options.scenario == "throughput":
             warmed: list[Warmup] = []
@@ -195,17 +199,14 @@ def _measured(loop: Callable[[], Loop], tools: _Tools) -> tuple[Loop, Window]:
 
 def _server(opened: Bundle, runner: Runner, options: BenchOptions, tools: _Tools) -> Measured:
     """Arrivals at the rate that was given, or at the highest that keeps the bound."""
-    batches, clock, sleep = (
-        turns.probe_batches(opened, options.size),
-        tools.clock,
-        tools.sleep,
-    )
+    batches, clock, sleep = opened.probe_batches(options.size), tools.clock, tools.sleep
     with tools.reporter.step("measuring what a full queue does"):
         stop = Stop(min(options.limit_s, CAPACITY_SECONDS), 10)
         full, warmup = scenarios.throughput(runner, batches, stop, clock)
         capacity = full.queries_per_s
         if full.partial or capacity is None:
             raise KeyboardInterrupt
+        _require_servable(options, capacity)
         for batch in batches[:1] * 2 * runner.depth:  # the queue that reports its ends, too
             runner.start(batch, lambda outputs: None)
         runner.drain()
@@ -243,6 +244,23 @@ def _server(opened: Bundle, runner: Runner, options: BenchOptions, tools: _Tools
     return Measured(samples, warmup, window, runner.depth, runner.details, said)
 
 
+def _require_servable(options: BenchOptions, capacity: float) -> None:
+    """Make sure that a server's measurement ends, now that it is known how much it can serve.
+
+    Raises:
+        ConfigError: when it would not.
+    """
+    rate, most = options.rate or capacity, OVERLOAD * capacity
+    if rate > most:
+        raise ConfigError(
+            "--rate is far above what can be served",
+            got=f"{rate:g} queries a second",
+            expected=f"{most:.3g} at most, {OVERLOAD:g} times what a full queue does",
+            fix="lower it, or find the highest with --p99-bound",
+        )
+    options.require_countable(rate)
+
+
 def _mlperf(
     opened: Bundle,
     runner: Runner,
@@ -251,7 +269,7 @@ def _mlperf(
     rate: float | None = None,
 ) -> Measured:
     """Let LoadGen drive; how fast queries are is told it from a warm-up."""
-    batches, clock = turns.probe_batches(opened, options.size), tools.clock
+    batches, clock = opened.probe_batches(options.size), tools.clock
     with tools.reporter.step("warming up"):
         if rate is None and options.scenario == "throughput":
             stop = Stop(min(options.limit_s, CAPACITY_SECONDS), 10)
@@ -316,7 +334,7 @@ def _rest(
                 tools.reporter.step(f"measuring throughput at batch {size}"),
             ):
                 found, _ = scenarios.throughput(
-                    runner, turns.probe_batches(opened, size), stop, tools.clock
+                    runner, opened.probe_batches(size), stop, tools.clock
                 )
             per_s = found.queries_per_s
             rest.partial = rest.partial or found.partial
@@ -329,7 +347,7 @@ def _rest(
             if rest.partial:
                 return rest
         run = RunOptions(options.device, options.size, "latency", options.settings)
-        batches = turns.probe_batches(opened, options.size)
+        batches = opened.probe_batches(options.size)
         rest.profiled = profiling.layers(opened, target, run, batches, tools.reporter, tools.clock)
     except KeyboardInterrupt:
         rest.partial = True

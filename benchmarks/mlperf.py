@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import queue
 import sys
 import threading
 import time
@@ -103,8 +104,9 @@ def run(
         clock: for the samples kept; LoadGen has its own.
 
     Returns:
-        every query as it was executed (of Offline, every batch), and the result's ``mlperf``; of
-        an interrupted run LoadGen has none, and ``result`` is ``INVALID``.
+        every query as it was executed (of Offline, every batch; of Server, from when it came), and
+        the result's ``mlperf``; of an interrupted run LoadGen has none, and ``result`` is
+        ``INVALID``.
 
     Raises:
         MissingError: when LoadGen is not installed.
@@ -164,6 +166,7 @@ class _System:
         self.held = False
         self._lg, self._runner, self._images, self._plan = lg, runner, images, plan
         self._clock = clock
+        self._waiting: queue.Queue[tuple[float, int, int] | None] = queue.Queue()
         self._issue: Callable[[Any], None] = {
             "latency": self._single,
             "multistream": self._multiple,
@@ -174,6 +177,8 @@ class _System:
     def test(self, logs: Path) -> None:
         """One whole test."""
         lg, count = self._lg, len(self._images)
+        if self._plan.scenario == "server":
+            threading.Thread(target=self._serve, daemon=True, name="server").start()
         try:
             output, log = lg.LogOutputSettings(), lg.LogSettings()
             output.outdir = str(logs)
@@ -191,6 +196,7 @@ class _System:
         except BaseException as error:  # raised again where it is waited for
             self.error = self.error or error
         finally:
+            self._waiting.put(None)
             self.idle.set()
 
     def settings(self) -> Any:
@@ -230,7 +236,7 @@ class _System:
         try:
             self._issue(samples)
             if self.stop.is_set():
-                self._runner.drain()
+                self._settle()
         except BaseException as error:
             self.error = error
         if self.error is not None or self.stop.is_set():
@@ -238,10 +244,16 @@ class _System:
 
     def _flush(self) -> None:
         try:
-            self._runner.drain()
+            self._settle()
         except BaseException as error:
             self.error = error
+        if self.error is not None or self.stop.is_set():
             self._park()
+
+    def _settle(self) -> None:
+        """Wait for every query that has come, but for those of a run that ends early."""
+        self._waiting.join()
+        self._runner.drain()
 
     def _park(self) -> None:
         """Hold LoadGen's thread for good."""
@@ -263,8 +275,22 @@ class _System:
         self.ran.append((before, self._clock()))
 
     def _server(self, samples: Any) -> None:
+        # Not begun here: this thread would be held while the runner's queue is full, so the queries
+        # behind would come late, and what they had to wait would be in no sample.
         for sample in samples:
-            self._begin([sample.id], self._images[sample.index])
+            self._waiting.put((self._clock(), sample.id, sample.index))
+
+    def _serve(self) -> None:
+        """Begin queries in the order in which they came, on a thread of its own."""
+        while (query := self._waiting.get()) is not None:
+            came, number, index = query
+            try:
+                if self.error is None and not self.stop.is_set():
+                    self._begin([number], self._images[index], came)
+            except BaseException as error:  # raised again where the run is waited for
+                self.error = error
+            finally:
+                self._waiting.task_done()
 
     def _offline(self, samples: Any) -> None:
         size = self._plan.batch
@@ -276,11 +302,9 @@ class _System:
             # The last batch is filled up: an engine's batch is fixed.
             images += images[-1:] * (size - len(images))
             batch = images[0] if size == 1 else np.concatenate(images)
-            self._begin([sample.id for sample in part], batch)
+            self._begin([sample.id for sample in part], batch, self._clock())
 
-    def _begin(self, ids: list[int], batch: Batch) -> None:
-        before = self._clock()
-
+    def _begin(self, ids: list[int], batch: Batch, before: float) -> None:
         def done(outputs: Outputs) -> None:
             self._complete(ids)
             self.ran.append((before, self._clock()))

@@ -133,7 +133,24 @@ class BenchOptions:
             )
         if self.queries is not None:
             _within("the number of queries", self.queries, 1, MOST_QUERIES, "--queries")
+        if self.rate is not None:
+            self.require_countable(self.rate)
         self._check_together()
+
+    def require_countable(self, rate: float) -> None:
+        """Make sure that a schedule of what arrives at `rate` a second can be held in memory.
+
+        Raises:
+            ConfigError: when it cannot.
+        """
+        count = rate * self.limit_s
+        if count > MOST_QUERIES:
+            raise ConfigError(
+                "too many queries would arrive",
+                got=f"{count:.3g}, {rate:g} a second for {self.limit_s:g} s",
+                expected=f"{MOST_QUERIES:,} at most",
+                fix="lower --rate or --seconds",
+            )
 
     def _check_together(self) -> None:
         server = self.scenario == "server"

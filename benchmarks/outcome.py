@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from vggdeploy import budget
 from vggdeploy.benchmarks import profiling, stability, statistics
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vggdeploy.benchmarks.conditions import Conditions
     from vggdeploy.benchmarks.options import BenchOptions
     from vggdeploy.benchmarks.profiling import Profiled
@@ -90,7 +93,7 @@ def result(
         "budget": _budget(opened, options, summary.p50, rest),
         "stable": not diagnosis.reasons,
         "unstable_because": list(diagnosis.reasons),
-        "advice": list(dict.fromkeys(_command(opened, options, x) for x in diagnosis.advice)),
+        "advice": list(dict.fromkeys(command(opened.path, options, x) for x in diagnosis.advice)),
         "others_share": measured.window.others,
         "engine_bytes": opened.engine_bytes,
         # The machine, its heat, and the energy of the samples' own time.
@@ -100,23 +103,35 @@ def result(
     }
 
 
-def _command(opened: Bundle, options: BenchOptions, advice: str) -> str:
-    """A piece of advice as a command: what begins as a flag is for this measurement again."""
+def command(path: Path, options: BenchOptions, advice: str) -> str:
+    """A piece of advice as a command: what begins as a flag is for the measurement of the bundle at
+    `path` again, with what else was asked for."""
     if not advice.startswith("--"):
         return advice
-    words = ["vggdeploy", "bench", str(opened.path)]
-    if options.scenario != "latency":
-        words += ["--scenario", options.scenario]
-    if options.batch != 1:
-        words += ["--batch", str(options.batch)]
-    if options.mlperf:
-        words.append("--mlperf")
-        if advice.startswith(("--queries", "--seconds")):
-            advice = "--full"  # LoadGen decides by itself how many it takes
-    for flag, value in (("--rate", options.rate), ("--p99-bound", options.p99_bound)):
-        if value is not None and flag not in advice:
-            words += [flag, f"{value:g}"]
-    return " ".join([*words, advice])
+    changed = advice.split()
+    if options.mlperf and changed[0] in ("--queries", "--seconds"):
+        changed = ["--full"]  # LoadGen decides by itself how many it takes
+    # Throughput's batch is what the bundle was tuned to unless it is given.
+    free = options.free_batch or (options.batch == 1 and options.scenario != "throughput")
+    values = {
+        "--scenario": options.scenario if options.scenario != "latency" else None,
+        "--batch": None if free else options.batch,
+        "--device": options.device if options.device != "CPU" else None,
+        "--seconds": options.seconds,
+        "--precision": options.precision,
+        "--queries": options.queries,
+        "--rate": options.rate,
+        "--p99-bound": options.p99_bound,
+        "--batches": ",".join(map(str, options.batches)) or None,
+        "--seed": options.seed or None,
+    }
+    switches = {"--mlperf": options.mlperf, "--full": options.full, "--no-tuned": not options.tuned}
+    words = ["vggdeploy", "bench", str(path)]
+    for flag, value in values.items():
+        if value is not None and flag != changed[0]:
+            words += [flag, f"{value:.12g}" if isinstance(value, float) else str(value)]
+    words += [flag for flag, on in switches.items() if on and flag != changed[0]]
+    return shlex.join([*words, *changed])
 
 
 def _diagnosis(options: BenchOptions, measured: Measured) -> Diagnosis:
@@ -130,6 +145,8 @@ def _diagnosis(options: BenchOptions, measured: Measured) -> Diagnosis:
     if server is not None:
         p99 = statistics.percentile(sorted(samples), 99)
         found += stability.of_server(server["rate"], server["capacity"], p99, server["p99_bound_s"])
+    if measured.mlperf is not None:
+        found += stability.of_loadgen(measured.mlperf)
     return found + stability.of_machine(measured.window)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from vggdeploy.benchmarks import statistics
 from vggdeploy.machine.limits import HELD_UP
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vggdeploy.benchmarks.warmup import Warmup
     from vggdeploy.benchmarks.watch import Window
@@ -64,7 +64,7 @@ def of_samples(samples: Sequence[float], *, waiting: bool = False) -> Diagnosis:
         found += Diagnosis(
             (f"{len(samples)} samples are few: measure longer",), (f"--queries {FEWEST}",)
         )
-    if waiting:
+    if waiting or found.reasons:
         return found
     median = statistics.percentile(sorted(samples), 50)
     parts = [
@@ -129,6 +129,21 @@ def of_server(rate: float, capacity: float, p99: float, bound_s: float | None) -
             (f"--rate {0.9 * rate:.3g}",),
         )
     return found
+
+
+def of_loadgen(said: Mapping[str, Any]) -> Diagnosis:
+    """Of a run that LoadGen does not call valid.
+
+    Args:
+        said: a result's ``mlperf``.
+    """
+    if said["result"] == "VALID":
+        return Diagnosis()
+    unmet = ", ".join(f"{rule}: NO" for rule in said.get("because", ()))
+    return Diagnosis(
+        (f"LoadGen calls the run {said['result']}" + (f" ({unmet})" if unmet else ""),),
+        () if said["full"] else ("--full",),
+    )
 
 
 def of_warmup(warmup: Warmup) -> Diagnosis:

@@ -112,7 +112,9 @@ Precision = Annotated[
     float | None,
     typer.Option(help="Measure until the median is known this well; 0.01 is 1% either way."),
 ]
-Queries = Annotated[int | None, typer.Option(help="The fewest queries to measure; 30.")]
+Queries = Annotated[
+    int | None, typer.Option(help="The fewest queries to measure; 30, but of server.")
+]
 Rate = Annotated[float | None, typer.Option(help="Of server: queries that arrive a second.")]
 P99Bound = Annotated[
     float | None,

@@ -13,6 +13,7 @@ from rich.console import Console
 from vggdeploy import bundle
 from vggdeploy.bench_table import show_bench
 from vggdeploy.benchmarks import BenchOptions, bench
+from vggdeploy.benchmarks.scenarios import Samples
 from vggdeploy.benchmarks.watch import Look
 from vggdeploy.contracts import Probe
 from vggdeploy.errors import ConfigError
@@ -297,7 +298,8 @@ def test_multistream_has_eight_samples_a_query(measured: Any) -> None:
         "40 samples are too few for the 99th percentile, which takes 368"
     ]
     assert result["advice"] == [
-        f"vggdeploy bench {result['bundle']} --scenario multistream --queries 368"
+        f"vggdeploy bench {result['bundle']} --scenario multistream --seconds 10 --no-tuned "
+        "--queries 368"
     ]
     assert measured(scenario="multistream", queries=368)["stable"]
 
@@ -330,7 +332,38 @@ def test_server_finds_the_highest_rate_and_measures_at_it(measured: Any) -> None
 def test_more_arrivals_than_can_end_are_told(measured: Any) -> None:
     result = measured(scenario="server", rate=16.0, queries=400)
     assert any("at most 8 can end" in reason for reason in result["unstable_because"])
-    assert f"vggdeploy bench {result['bundle']} --scenario server --rate 6.4" in result["advice"]
+    again = "--scenario server --seconds 10 --queries 400 --no-tuned --rate 6.4"
+    assert f"vggdeploy bench {result['bundle']} {again}" in result["advice"]
+
+
+@pytest.mark.parametrize("mlperf", [False, True])
+def test_a_rate_that_would_take_minutes_is_refused_once_the_capacity_is_known(
+    measured: Any, monkeypatch: pytest.MonkeyPatch, mlperf: bool
+) -> None:
+    monkeypatch.setattr("vggdeploy.benchmarks.mlperf.available", lambda logs: None)
+    bound = {"mlperf": True, "p99_bound": 1.0} if mlperf else {}
+    with pytest.raises(ConfigError, match=r"--rate is far above .*got 1000 .*expected 16 at most"):
+        measured(scenario="server", rate=1000.0, **bound)
+
+
+def test_more_arrivals_than_a_schedule_holds_are_refused(measured: Any) -> None:
+    with pytest.raises(ConfigError, match="too many queries would arrive"):
+        measured(scenario="server", p99_bound=0.5, seconds=1e9)
+
+
+def test_what_loadgen_calls_invalid_is_unstable(
+    measured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = Samples([0.25] * 40, [0.25 * turn for turn in range(40)], 0.0, 10.0)
+    said = {"result": "INVALID", "because": ["Early stopping satisfied"], "full": False}
+    monkeypatch.setattr("vggdeploy.benchmarks.mlperf.available", lambda logs: None)
+    monkeypatch.setattr("vggdeploy.benchmarks.mlperf.run", lambda *_: (samples, said))
+    result = measured(mlperf=True)
+    assert result["unstable_because"] == [
+        "LoadGen calls the run INVALID (Early stopping satisfied: NO)"
+    ]
+    said["result"] = "VALID"
+    assert measured(mlperf=True)["stable"]
 
 
 def test_throughput_by_batch(measured: Any) -> None:

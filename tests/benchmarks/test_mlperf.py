@@ -9,12 +9,13 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from vggdeploy.benchmarks import mlperf, mlperf_log
+from vggdeploy.benchmarks import mlperf, mlperf_log, statistics
 from vggdeploy.benchmarks.mlperf import Plan
 from vggdeploy.contracts import Runner, TensorSpec
 from vggdeploy.errors import MissingError, ResultError
@@ -60,6 +61,14 @@ class Quick(Runner):
         for thread in self._threads:
             thread.join()
         self._threads.clear()
+
+
+class Slow(Quick):
+    """One query at a time, each of 10 ms at least, which whoever begins it waits for."""
+
+    def _begin(self, batch: Any, done: Any) -> None:
+        time.sleep(0.01)
+        done(self._infer(batch))
 
 
 IMAGES = [np.full((1, 3, 2, 2), index, np.float32) for index in range(16)]
@@ -123,6 +132,17 @@ def test_the_same_seeds_ask_for_the_same_images(tmp_path: Path) -> None:
     assert seen[0] != sorted(seen[0])
 
 
+def test_what_a_servers_queries_wait_for_others_is_in_their_latency(tmp_path: Path) -> None:
+    """200 a second come where 100 can end, so the last of 0.5 s waits for about as long; LoadGen,
+    which counts from when it was to come, says the same."""
+    plan = Plan("server", 0.5, rate=200.0, bound_s=10.0)
+    with Slow() as runner:
+        found, said = mlperf.run(runner, IMAGES, plan, tmp_path / "logs")
+    p99 = statistics.percentile(sorted(found.seconds), 99)
+    assert p99 > 0.2
+    assert p99 == pytest.approx(said["percentiles_s"]["99"], rel=0.1)
+
+
 def settings(loadgen: Any, **changes: Any) -> Any:
     plan = Plan(**{"scenario": "latency", "seconds": 5.0, **changes})
     return mlperf._System(loadgen, Quick(), IMAGES, plan, lambda: 0.0).settings()
@@ -154,17 +174,17 @@ import signal, sys, threading, _thread
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {here!r})
 from pathlib import Path
-from test_mlperf import IMAGES, Quick
+from test_mlperf import IMAGES, Quick, Slow
 from vggdeploy.benchmarks import mlperf
 from vggdeploy.errors import RunnerError, VggdeployError
 
-class Broken(Quick):
+class Broken({base}):
     def _infer(self, batch):
         if len(self.seen) == 20:
             {what}
         return super()._infer(batch)
 
-plan = mlperf.Plan({scenario!r}, 600.0, rate=100.0, bound_s=1.0)
+plan = mlperf.Plan({scenario!r}, {seconds}, rate={rate}, bound_s=1.0)
 with Broken() as runner:
     try:
         found, said = mlperf.run(runner, IMAGES, plan, Path({logs!r}))
@@ -176,7 +196,16 @@ raise SystemExit(130)
 """
 
 
-@pytest.mark.parametrize("scenario", ["latency", "server", "throughput"])
+@pytest.mark.parametrize(
+    ("scenario", "base", "seconds", "rate"),
+    [
+        ("latency", "Quick", 600.0, 100.0),
+        ("server", "Quick", 600.0, 100.0),
+        # All have come by then, and most wait.
+        ("server", "Slow", 0.1, 1000.0),
+        ("throughput", "Quick", 600.0, 100.0),
+    ],
+)
 @pytest.mark.parametrize(
     ("what", "said", "code"),
     [
@@ -194,13 +223,26 @@ raise SystemExit(130)
     ids=["ctrl-c", "error"],
 )
 def test_a_run_that_ends_early_ends_the_process_in_order(
-    tmp_path: Path, scenario: str, what: str, said: str, code: int
+    tmp_path: Path,
+    scenario: str,
+    base: str,
+    seconds: float,
+    rate: float,
+    what: str,
+    said: str,
+    code: int,
 ) -> None:
     """In the middle of ten minutes: LoadGen has no way to stop, and crashes in its destructors."""
     from pathlib import Path as Place
 
     program = PROGRAM.format(
-        here=str(Place(__file__).parent), what=what, scenario=scenario, logs=str(tmp_path / "logs")
+        here=str(Place(__file__).parent),
+        what=what,
+        scenario=scenario,
+        base=base,
+        seconds=seconds,
+        rate=rate,
+        logs=str(tmp_path / "logs"),
     )
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],

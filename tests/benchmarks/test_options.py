@@ -57,6 +57,11 @@ def test_what_a_query_is(options: dict[str, Any], size: int, goal: str) -> None:
         ({"precision": 1.0}, "the precision is out of range"),
         ({"scenario": "server", "rate": 0.0}, "the rate is out of range"),
         ({"scenario": "server", "p99_bound": -1.0}, "the bound is out of range"),
+        (
+            {"scenario": "server", "rate": 1e12},
+            r"too many queries would arrive: got 5e\+12, .* for 5 s, expected 10,000,000 at most",
+        ),
+        ({"scenario": "server", "rate": 9.0, "seconds": 1e9}, "too many queries would arrive"),
         ({"rate": 1.0}, "--rate is of arrivals"),
         ({"p99_bound": 1.0}, "--p99-bound is what --scenario server"),
         ({"scenario": "server"}, "needs a rate, or a bound"),

@@ -25,6 +25,12 @@ def test_few_samples(count: int) -> None:
     assert found.advice == ("--queries 30",)
 
 
+def test_few_samples_tell_neither_drift_nor_spread() -> None:
+    for values in ([1.0, 2.0, 9.0], [1.0] * 20 + [2.0] * 9):
+        (reason,) = stability.of_samples(values).reasons
+        assert reason.endswith("samples are few: measure longer")
+
+
 @pytest.mark.parametrize("slow", [0, 1, 2])
 def test_a_slow_third_is_drift(slow: int) -> None:
     values = [1.0] * 90
@@ -112,3 +118,17 @@ def test_arrivals_that_pile_up_and_a_bound_that_is_missed() -> None:
     found = stability.of_server(9.0, 10.0, 0.21, 0.2)
     assert "0.21 s, is above the bound of 0.2 s" in found.reasons[0]
     assert found.advice == ("--rate 8.1",)
+
+
+def test_what_loadgen_does_not_call_valid() -> None:
+    assert stability.of_loadgen({"result": "VALID", "because": [], "full": False}) == Diagnosis()
+    said = {"result": "INVALID", "because": ["Performance constraints satisfied"], "full": False}
+    found = stability.of_loadgen(said)
+    assert found.reasons == (
+        "LoadGen calls the run INVALID (Performance constraints satisfied: NO)",
+    )
+    assert found.advice == ("--full",)
+    assert stability.of_loadgen({**said, "full": True}).advice == ()
+    # One that was interrupted has no more to say.
+    (reason,) = stability.of_loadgen({"result": "INVALID", "full": False}).reasons
+    assert reason == "LoadGen calls the run INVALID"
