@@ -80,7 +80,7 @@ def collect(
         reporter: told the progress.
 
     Raises:
-        DatasetError: naming an image that cannot be decoded; nothing is skipped.
+        DatasetError: naming an image that cannot be decoded or resized; nothing is skipped.
         CalibrationError: naming a tensor that held a NaN or an infinity, and the image, or one
             that was empty or the same everywhere.
     """
@@ -130,9 +130,7 @@ def passes(
 
     def queries() -> Iterator[NDArray[np.float32]]:
         for batch in dataset.parallel(
-            lambda sample: preprocess.arithmetic(
-                preprocess.geometry(dataset.decode(sample.path))[None]
-            ),
+            lambda sample: preprocess.arithmetic(dataset.pixels(sample.path, preprocess)[None]),
             images.samples,
         ):
             given.append(batch)

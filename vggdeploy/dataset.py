@@ -124,9 +124,9 @@ class Dataset:
         """Each image as uint8 ``[H, W, 3]``, decoded ahead in parallel, in order.
 
         Raises:
-            DatasetError: naming the first image that cannot be decoded.
+            DatasetError: naming the first image that cannot be decoded or resized.
         """
-        return parallel(lambda sample: preprocess.geometry(decode(sample.path)), self.samples)
+        return parallel(lambda sample: pixels(sample.path, preprocess), self.samples)
 
 
 def scan(root: Path) -> Dataset:
@@ -294,6 +294,15 @@ def decode(path: Path) -> Image.Image:
             expected="a whole image",
             fix="remove or replace it",
         ) from error
+
+
+def pixels(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """An image file as the network is to see it, before any arithmetic: uint8 ``[H, W, 3]``.
+
+    Raises:
+        DatasetError: naming the file, as `decode`, or when it is too thin to be resized.
+    """
+    return preprocess.geometry(decode(path), f"image {path}")
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:
