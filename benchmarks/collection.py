@@ -57,7 +57,7 @@ class Measured:
 
 
 def counts(texts: Sequence[str]) -> list[int]:
-    """Image counts from words and commas.
+    """Image counts from words and commas, each of them once.
 
     Raises:
         ConfigError: for what is no count.
@@ -70,7 +70,7 @@ def counts(texts: Sequence[str]) -> list[int]:
             expected="numbers of images, such as " + COUNTS.replace(",", " "),
             fix="mend it",
         )
-    return [int(word) for word in words]
+    return list(dict.fromkeys(map(int, words)))
 
 
 def repeated(images: Dataset, count: int, folder: Path) -> None:

@@ -223,7 +223,7 @@ def race(
     clock: Clock = time.perf_counter,
     seconds: float = SLICE_SECONDS,
 ) -> tuple[dict[str, list[float]], dict[str, int], dict[str, str]]:
-    """Turns of all contenders.
+    """Turns of all contenders; one that fails is out, with the turns that it had.
 
     Returns:
         by name: seconds a query (latency: the median of each turn) or images a second
@@ -246,13 +246,19 @@ def race(
         for _ in reporter.track(range(rounds), rounds, goal):
             for index in next(orders):
                 name, runner, batches = open_now[index]
-                runner.infer(batches[0])
-                if goal == "latency":
-                    part = turns.one_by_one(runner, batches, 0.0, _QUERIES, clock)
-                    found[name].append(part.median)
-                else:
-                    part = turns.queued(runner, batches, seconds, 1, clock)
-                    found[name].append(part.images / part.seconds)
+                if name in failed:
+                    continue
+                with _noting(name, failed):
+                    runner.infer(batches[0])
+                    if goal == "latency":
+                        part = turns.one_by_one(runner, batches, 0.0, _QUERIES, clock)
+                        found[name].append(part.median)
+                    else:
+                        part = turns.queued(runner, batches, seconds, 1, clock)
+                        found[name].append(part.images / part.seconds)
+    for name in failed:
+        found.pop(name, None)
+        sizes.pop(name, None)
     return found, sizes, failed
 
 

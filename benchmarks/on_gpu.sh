@@ -77,21 +77,30 @@ else
     run "$venv/bin/python" -m pip install --quiet ".[export,openvino,demo,report,$extra]"
 fi
 
+# Everything of one target; fails where any step does. Where a function's failure is looked at, bash
+# lets it go on whatever fails in it, so each step is looked at here.
+measure() {
+    local target="$1" bundle="$bundles/$1" failed=0
+    # What fails shall leave no result of an earlier run in the report.
+    run rm -f "$out/$target-"*.json
+    run "${app[@]}" build --target "$target" --flavour "$flavour" --weights demo --max-batch 32 \
+        --out "$bundle" --force --json "$out/$target-build.json" || return
+    run "${app[@]}" verify "$bundle" --data demo --native --force \
+        --json "$out/$target-verify.json" || failed=1
+    for batch in 1 8 32; do
+        run "${app[@]}" bench "$bundle" --batch "$batch" --seconds 10 --force \
+            --json "$out/$target-bench-$batch.json" || failed=1
+    done
+    run "${app[@]}" gate "$out/$target-verify.json" --min-agreement 0.99 --force \
+        --json "$out/$target-gate.json" || failed=1
+    return "$failed"
+}
+
 failed=0
 run mkdir -p "$out"
 run "${app[@]}" doctor --json "$out/doctor.json" --force
 for target in "${targets[@]}"; do
-    bundle="$bundles/$target"
-    run "${app[@]}" build --target "$target" --flavour "$flavour" --weights demo --max-batch 32 \
-        --out "$bundle" --force --json "$out/$target-build.json"
-    run "${app[@]}" verify "$bundle" --data demo --native --force --json "$out/$target-verify.json"
-    for batch in 1 8 32; do
-        run "${app[@]}" bench "$bundle" --batch "$batch" --seconds 10 --force \
-            --json "$out/$target-bench-$batch.json"
-    done
-    # The other targets are measured all the same.
-    run "${app[@]}" gate "$out/$target-verify.json" --min-agreement 0.99 --force \
-        --json "$out/$target-gate.json" || failed=1
+    measure "$target" || failed=1 # the other targets are measured all the same
 done
-run "$venv/bin/python" -m vggdeploy.benchmarks.gpu_report "$out"
+run "$venv/bin/python" -m vggdeploy.benchmarks.gpu_report "$out" || failed=1
 exit "$failed"

@@ -78,6 +78,26 @@ def test_a_drift_is_in_none_of_the_ratios(clock: Any, timed: Any) -> None:
     assert row[0] == pytest.approx(1, abs=0.03)
 
 
+@pytest.mark.parametrize("goal", latency_peers.GOALS)
+def test_one_that_fails_in_a_round_is_out_and_the_rest_goes_on(
+    clock: Any, timed: Any, goal: Any
+) -> None:
+    class Failing(timed):  # type: ignore[misc]
+        def _infer(self, batch: Any) -> Any:
+            if len(self.seen) == 9:
+                raise RuntimeError("lost\nits device")
+            return super()._infer(batch)
+
+    entered = [
+        Contender(BESIDE, "", lambda goal: (timed(clock, [0.5]), 1)),
+        Contender("failing", "", lambda goal: (Failing(clock, [0.25]), 1)),
+    ]
+    found, sizes, failed = latency_peers.race(entered, goal, IMAGE, 6, 0, Silent(), clock, 0.5)
+    assert list(found) == list(sizes) == [BESIDE]
+    assert len(found[BESIDE]) == 6
+    assert failed == {"failing": "failed: RuntimeError: lost its device"}
+
+
 def test_benchmark_apps_settings_are_its_hint_alone() -> None:
     pytest.importorskip("openvino")
     target = latency_peers.Hinted("app", "fp32", None)

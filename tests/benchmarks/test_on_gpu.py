@@ -89,6 +89,44 @@ def test_wrong_usage_runs_nothing(arguments: list[str]) -> None:
     assert "tensorrt" in done.stderr
 
 
+def program(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(("#!/bin/bash", *lines)) + "\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("failing", ["build", "verify", "bench", "gate"])
+def test_a_step_that_fails_ends_neither_the_other_targets_nor_the_report(
+    tmp_path: Path, failing: str
+) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    script = shutil.copy(SCRIPT, tmp_path / "benchmarks")
+    calls = tmp_path / "calls"
+    program(tmp_path / "bin/nvidia-smi", "echo Card 9")
+    program(tmp_path / "bin/python", 'case "$*" in *gpu_report*) echo report >> "$CALLS" ;; esac')
+    program(
+        tmp_path / "bin/vggdeploy",
+        'echo "$1" >> "$CALLS"',
+        f'[[ "$1" != {failing} || "$*" != *trt-fp16* ]]',
+    )
+    out = tmp_path / "benchmarks/results/Card-9"
+    out.mkdir(parents=True)
+    (out / "trt-fp16-verify.json").write_text("of an earlier run")
+    path = f"{tmp_path}/bin:/usr/local/bin:/usr/bin:/bin"
+    done = subprocess.run(
+        ["bash", script, "trt-fp16", "trt-int8"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": path, "PYTHON": "python", "VENV": str(tmp_path), "CALLS": str(calls)},
+    )
+    assert done.returncode == 1, done.stderr
+    steps = ["build", "verify", "bench", "bench", "bench", "gate"]
+    first = ["build"] if failing == "build" else steps
+    assert calls.read_text().split() == ["doctor", *first, *steps, "report"]
+    assert not (out / "trt-fp16-verify.json").exists()
+
+
 VERIFY = {
     "schema": 1, "kind": "verify", "engine_bytes": 139_000_000, "execution": "native",
     "parity": {"n": 400, "top1_agreement": 0.9975, "sqnr_db": 41.26},
