@@ -10,7 +10,6 @@ from __future__ import annotations
 import json as json_module
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -20,7 +19,7 @@ import typer
 
 from vggdeploy import bundle as bundles
 from vggdeploy import cli, execution, flags, machine, results
-from vggdeploy.benchmarks import mlperf, scenarios, statistics
+from vggdeploy.benchmarks import benchmark_app, mlperf, scenarios, statistics
 from vggdeploy.contracts import RunOptions
 from vggdeploy.errors import ConfigError, ResultError
 
@@ -33,16 +32,13 @@ if TYPE_CHECKING:
 WITHIN = 0.03
 ROUNDS, SECONDS = 5, 5.0
 
-_APP = "from openvino.tools.benchmark.main import main; main()"
-"""What the command ``benchmark_app`` does, wherever that was put."""
-
 _MEDIAN = re.compile(r"Median:\s+([\d.]+) (s|ms|us)\b")
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 
 def own(runner: Runner, opened: Bundle, seconds: float) -> float:
     """The median by this project's loop."""
-    batches = _images(opened)
+    batches = opened.probe_batches(1)
     found = scenarios.latency(runner, batches, scenarios.Stop(seconds, 30))
     if found.partial:
         raise KeyboardInterrupt
@@ -51,7 +47,7 @@ def own(runner: Runner, opened: Bundle, seconds: float) -> float:
 
 def loadgen(runner: Runner, opened: Bundle, seconds: float) -> float:
     """The median by LoadGen's SingleStream."""
-    batches = _images(opened)
+    batches = opened.probe_batches(1)
     expected = scenarios.latency(runner, batches, scenarios.Stop(0.0, 5)).seconds
     plan = mlperf.Plan("latency", seconds, expected_s=median(expected))
     with tempfile.TemporaryDirectory() as logs:
@@ -59,20 +55,6 @@ def loadgen(runner: Runner, opened: Bundle, seconds: float) -> float:
     if found.partial:
         raise KeyboardInterrupt
     return float(said["percentiles_s"]["50"])
-
-
-def _images(opened: Bundle) -> list[Any]:
-    images = opened.probes().images[:8]
-    return [opened.batch(images[turn : turn + 1]) for turn in range(len(images))]
-
-
-def app_command(opened: Bundle, config: Path, seconds: float, shape: str) -> list[str]:
-    """The command that measures the bundle's engine by ``benchmark_app``, a query at a time."""
-    return [
-        sys.executable, "-c", _APP, "-m", str(opened.engine[0].resolve()), "-d", "CPU",
-        "-hint", "latency", "-api", "sync", "-t", str(max(1, round(seconds))), "-shape", shape,
-        "-load_config", str(config),
-    ]  # fmt: skip
 
 
 def app_median(output: str) -> float:
@@ -94,11 +76,12 @@ def app_median(output: str) -> float:
 
 def theirs(opened: Bundle, properties: Mapping[str, Any], seconds: float) -> float:
     """The median by ``benchmark_app``, with the properties that this project's runner has."""
-    shape = "[" + ",".join(str(side or 1) for side in opened.manifest["input"]["shape"]) + "]"
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "properties.json"
         config.write_text(json_module.dumps({"CPU": dict(properties)}), encoding="utf-8")
-        command = app_command(opened, config, seconds, shape)
+        command = benchmark_app.command(
+            opened, "latency", seconds, "-api", "sync", "-load_config", str(config)
+        )
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     return app_median(done.stdout + done.stderr)
 
@@ -136,7 +119,7 @@ def measure(path: Path, rounds: int, seconds: float) -> dict[str, Any]:
     options = RunOptions()
     properties = {key: _text(value) for key, value in configuration(options).items()}
     with target.open(opened, options) as runner:
-        scenarios.warm_up(runner, _images(opened))
+        scenarios.warm_up(runner, opened.probe_batches(1))
         found = interleaved(
             {
                 "latency": lambda: own(runner, opened, seconds),

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vggdeploy import bundle, cli, machine, results, speed
-from vggdeploy.benchmarks import bootstrap, turns
+from vggdeploy.benchmarks import benchmark_app, bootstrap, turns
 from vggdeploy.benchmarks.tune import GOALS
 from vggdeploy.errors import ConfigError, ModelError, require_package
 from vggdeploy.targets.openvino import ENGINE
@@ -42,9 +42,6 @@ latency."""
 MARGIN = 0.01
 """By how much a latency that is no worse may still look worse: two runs of one thing are never equal,
 and what cannot be told from benchmark_app's within a percent is no worse."""
-
-_APP = "from openvino.tools.benchmark.main import main; main()"
-"""What the script benchmark_app does, whether or not it is on the path."""
 
 _SIDES = [(side, goal) for goal in GOALS for side in ("app", "ours")]
 
@@ -79,14 +76,11 @@ def require_tuned(opened: Bundle) -> dict[str, Any]:
 
 def app(opened: Bundle, goal: str, seconds: float, scratch: Path) -> float:
     """Images a second, or seconds of the median query, as benchmark_app says them."""
-    shape = ",".join(str(side or 1) for side in opened.manifest["input"]["shape"])
-    command = [
-        sys.executable, "-c", _APP, "-m", str(opened.path / ENGINE), "-d", "CPU", "-hint", goal,
-        "-t", str(max(1, round(seconds))), "-shape", f"[{shape}]",
-        "-report_type", "no_counters", "-json_stats", "-report_folder", str(scratch),
-    ]  # fmt: skip
-    _run(command, "benchmark_app")
-    return read_report(scratch / "benchmark_report.json", goal)
+    report = scratch / "benchmark_report.json"
+    report.unlink(missing_ok=True)  # of the round before
+    options = ("-report_type", "no_counters", "-json_stats", "-report_folder", str(scratch))
+    _run(benchmark_app.command(opened, goal, seconds, *options), "benchmark_app")
+    return read_report(report, goal)
 
 
 def read_report(path: Path, goal: str) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vggdeploy import bundle
-from vggdeploy.benchmarks import agreement, checking, overhead, startup
+from vggdeploy.benchmarks import agreement, benchmark_app, checking, overhead, startup
 from vggdeploy.errors import ConfigError, ResultError
 
 
@@ -124,10 +124,13 @@ def test_what_builds_need_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_the_command_of_benchmark_app(tiny_bundle: Path) -> None:
     opened = bundle.open_bundle(tiny_bundle)
-    command = agreement.app_command(opened, Path("p.json"), 0.2, "[1,3,64,64]")
+    command = benchmark_app.command(opened, "latency", 0.2, "-api", "sync")
     assert command[0] == sys.executable
-    assert command[command.index("-t") + 1] == "1"
-    assert Path(command[command.index("-m") + 1]).is_file()
+    said = dict(zip(command[3::2], command[4::2], strict=True))
+    assert said == {
+        "-m": str(tiny_bundle.resolve() / "model.xml"), "-d": "CPU", "-hint": "latency", "-t": "1",
+        "-shape": "[1,3,64,64]", "-api": "sync",
+    }  # fmt: skip
 
 
 def test_checking_measures_what_opening_does(

@@ -77,6 +77,15 @@ def test_reports_are_read_in_seconds(tmp_path: Path) -> None:
             tuned.read_report(report, "throughput")
 
 
+def test_a_report_of_the_round_before_is_not_taken_for_this_ones(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "benchmark_report.json").write_text('{"execution_results": {"throughput": "9"}}')
+    monkeypatch.setattr(tuned, "_run", lambda command, name: None)
+    with pytest.raises(ModelError, match="report cannot be read"):
+        tuned.app(bundle.open_bundle(tiny_bundle), "throughput", 1.0, tmp_path)
+
+
 @pytest.fixture
 def copied(tiny_bundle: Path, tmp_path: Path) -> Path:
     shutil.copytree(tiny_bundle, tmp_path / "tiny")
