@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import building, bundle, calibrating, pipeline
+from vggdeploy import building, bundle, calibrating, machine, pipeline
 from vggdeploy.benchmarks import memory
 from vggdeploy.benchmarks.children import COLLECT, EXPORT, Images, Job, Outcome
 from vggdeploy.contracts import DIALECTS, Silent
@@ -158,7 +158,7 @@ def _onnxruntime(job: Job) -> Outcome:
             min(len(images), job.kept_images or len(images)),
             kept,
             prepared.stat().st_size,
-            memory.available(),
+            machine.available_memory(),
         )
         if count < len(images):
             images = Images(images.chosen.choose(count, job.options["seed"]), images.recipe)

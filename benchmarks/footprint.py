@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from vggdeploy.benchmarks import memory
 from vggdeploy.machine import system
 from vggdeploy.terminal import Terminal
-
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""getrusage counts bytes on macOS and kibibytes elsewhere."""
 
 
 def main(flags: list[str]) -> int:
@@ -39,7 +36,7 @@ def main(flags: list[str]) -> int:
         if done.returncode:
             return done.returncode
         built = json.loads(result.read_text())
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _RSS_UNIT
+    peak = memory.peak_of_children()
     stages = sum(stage["seconds"] for stage in built["stages"])
     terminal.table(
         ("build", ""),

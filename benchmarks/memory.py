@@ -1,20 +1,18 @@
-"""Memory: what is free, what a process has taken, and what a calibration that keeps every
-activation would take."""
+"""Memory: what a process has taken, and what a calibration that keeps every activation would."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import resource
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vggdeploy import machine
 from vggdeploy.errors import MissingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from pathlib import Path
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """getrusage counts bytes on macOS and kibibytes elsewhere."""
@@ -104,44 +102,20 @@ def affordable(
     )
 
 
-def available() -> int | None:
-    """Bytes of memory that can be had without swapping; None where the machine does not tell.
-
-    What Linux says of the machine, and less where a control group limits this process.
-    """
-    found = [*_meminfo("MemAvailable"), *_cgroup()]
-    return min(found) if found else None
-
-
 def peak() -> int:
     """This process's peak resident memory, in bytes.
 
     From Linux's own high-water mark where there is one: what getrusage says of a process holds
     the peak of the process that started it, too.
     """
-    for line in _lines("/proc/self/status"):
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+    return machine.resident() or _largest(resource.RUSAGE_SELF)
 
 
-def _meminfo(key: str) -> list[int]:
-    return [
-        int(line.split()[1]) * 1024
-        for line in _lines("/proc/meminfo")
-        if line.startswith(f"{key}:")
-    ]
+def peak_of_children() -> int:
+    """The peak resident memory of the largest process that this one has started and waited for, in
+    bytes."""
+    return _largest(resource.RUSAGE_CHILDREN)
 
 
-def _cgroup() -> list[int]:
-    """What the control group leaves (version 2, as seen from inside a container)."""
-    limit, used = (
-        "".join(_lines(f"/sys/fs/cgroup/memory.{name}")).strip() for name in ("max", "current")
-    )
-    return [max(0, int(limit) - int(used))] if limit.isdecimal() and used.isdecimal() else []
-
-
-def _lines(path: str) -> Iterable[str]:
-    with contextlib.suppress(OSError):
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    return ()
+def _largest(who: int) -> int:
+    return resource.getrusage(who).ru_maxrss * _RSS_UNIT

@@ -62,20 +62,6 @@ def test_activations_of_a_graph(small_graph: Callable[..., Any], tmp_path: Path)
     assert found == Activations("image", 4 * sum(values), 4 * wide)
 
 
-def test_a_control_group_leaves_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {
-        "/proc/meminfo": ["MemTotal: 9000 kB", "MemAvailable:    5000 kB"],
-        "/sys/fs/cgroup/memory.max": ["4096000"],
-        "/sys/fs/cgroup/memory.current": ["1096000"],
-    }
-    monkeypatch.setattr(memory, "_lines", lambda path: files.get(path, []))
-    assert memory.available() == 3_000_000
-    files["/sys/fs/cgroup/memory.max"] = ["max"]
-    assert memory.available() == 5_120_000
-    files.clear()
-    assert memory.available() is None
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux keeps a mark for each process")
 def test_peak_is_the_processs_own() -> None:
     """Not that of the process that started it, which getrusage would say."""
@@ -94,3 +80,14 @@ def test_peak_is_the_processs_own() -> None:
     low, high = map(int, done.stdout.split())
     assert low < 250_000_000 < len(ballast)
     assert high >= low + 90_000_000
+
+
+def test_peak_where_there_is_no_mark_is_getrusages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.machine, "resident", lambda: None)
+    assert 10_000_000 < memory.peak() < 1 << 40
+
+
+def test_peak_of_children_is_that_of_the_largest() -> None:
+    code = "held = b'x' * 300_000_000"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert 300_000_000 < memory.peak_of_children() < 1 << 40

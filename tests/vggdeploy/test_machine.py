@@ -121,6 +121,27 @@ def test_a_group_that_is_not_seen_from_here_is_not_looked_for(lay: Any) -> None:
     assert limits.facts(root)["cpus"] == 1.5
 
 
+def test_what_the_groups_leave_of_the_memory(lay: Any) -> None:
+    root = lay(machines.laptop)
+    assert limits.available_memory(root) is None
+    machines.write(root, {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    5000 kB"})
+    assert limits.available_memory(root) == 5_120_000
+    around, own = "sys/fs/cgroup/user.slice", "user-1000.slice/session-2.scope"
+    machines.write(root, {f"{around}/{own}/memory.max": 4_096_000,
+                          f"{around}/{own}/memory.current": 1_096_000})  # fmt: skip
+    assert limits.available_memory(root) == 3_000_000
+    machines.write(root, {f"{around}/memory.max": 5_000_000, f"{around}/memory.current": 4_500_000})
+    assert limits.available_memory(root) == 500_000
+    machines.write(root, {f"{around}/memory.current": 5_000_001})
+    assert limits.available_memory(root) == 0
+
+
+def test_what_version_1_leaves_of_the_memory(lay: Any) -> None:
+    root = lay(machines.container_v1)
+    machines.write(root, {"sys/fs/cgroup/memory/memory.usage_in_bytes": 73_741_824})
+    assert limits.available_memory(root) == 1_000_000_000
+
+
 @pytest.mark.parametrize(
     ("own", "around", "cpus"),
     [("50000 100000", "400000 100000", 0.5), ("max 100000", "400000 100000", 4.0)],

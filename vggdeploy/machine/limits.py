@@ -70,10 +70,22 @@ def load(root: Path = files.ROOT) -> list[float] | None:
 
 def memory(root: Path = files.ROOT) -> int | None:
     """Bytes of the machine's memory."""
+    return _meminfo(root, "MemTotal")
+
+
+def available_memory(root: Path = files.ROOT) -> int | None:
+    """Bytes of memory that can be had without swapping: what Linux says of the machine, and less
+    where a control group of this process leaves less; None where neither tells."""
+    left = _least(_folders(root, list(_groups(root)), "memory"), _left)
+    found = [each for each in (_meminfo(root, "MemAvailable"), left) if each is not None]
+    return int(min(found)) if found else None
+
+
+def _meminfo(root: Path, key: str) -> int | None:
     for line in (files.text(root / "proc/meminfo") or "").splitlines():
-        key, _, value = line.partition(":")
+        name, _, value = line.partition(":")
         number = value.split()[0] if value.split() else ""
-        if key == "MemTotal" and number.isdecimal():
+        if name == key and number.isdecimal():
             return 1024 * int(number)
     return None
 
@@ -130,6 +142,13 @@ def _memory(folder: Path) -> int | None:
         if found is not None and found < _UNLIMITED:
             return found
     return None
+
+
+def _left(folder: Path) -> int | None:
+    """What a group's limit leaves of memory (memory.current; memory.usage_in_bytes)."""
+    names = ("memory.current", "memory.usage_in_bytes")
+    limit, used = _memory(folder), files.numbers(folder / name for name in names)
+    return max(0, limit - used[0]) if limit is not None and used else None
 
 
 def _cpuset(folders: list[Path]) -> str | None:
