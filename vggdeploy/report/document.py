@@ -58,7 +58,7 @@ class Table:
         rows: each as long as `columns`.
         numeric: from which column on cells may be figures.
         code: whether cells are spellings to copy, as digests are.
-    marked: rows that differ, by number; said in words in the row too.
+        marked: rows that differ, by number; said in words in the row too.
     """
 
     caption: str

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggdeploy.benchmarks import statistics
 from vggdeploy.report.document import Block, Drawing, Section, Table, between
 from vggdeploy.report.figures import Figure, derived
 from vggdeploy.report.measured import capital, settings
@@ -227,7 +228,7 @@ def thinned(samples: NDArray[np.float64], low: float, high: float) -> NDArray[np
     columns = np.floor((samples - low) / (high - low) * _COLUMNS)
     first = np.flatnonzero(np.diff(columns, prepend=-1.0))
     last = np.append(first[1:] - 1, len(samples) - 1)
-    exact = [math.ceil(share * (len(samples) - 1)) for share in SHARES.values()]
+    exact = [statistics.rank(len(samples), round(100 * share)) for share in SHARES.values()]
     return np.unique(np.concatenate([first, last, exact]))
 
 

@@ -1,4 +1,4 @@
-"""Plots as data, in the units of their axes; `svg` draws them."""
+"""Plots as data, in the units of their axes; `drawing` draws them."""
 
 from __future__ import annotations
 
