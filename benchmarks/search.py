@@ -311,7 +311,9 @@ class Search:
         if self._pool.opened != held:
             self._opening = opened - start
         runner.infer(batches[0])
-        spare = min(SLICE_SECONDS, max(0.0, share - (self._clock() - start)))
+        warm = self._clock()
+        # Less a query, so that the last one ends in time.
+        spare = min(SLICE_SECONDS, max(0.0, share - (warm - start) - (warm - opened)))
         latency = self._plan.goal == "latency"
         measure = turns.one_by_one if latency else turns.queued
         part = measure(runner, batches, spare, 1, self._clock)

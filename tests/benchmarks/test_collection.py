@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize(
     ("words", "found"),
-    [(["64,256,512"], [64, 256, 512]), (["64", "256"], [64, 256]), (["8,", "9"], [8, 9]), (["64", "8", "64"], [64, 8])],
+    [
+        (["64,256,512"], [64, 256, 512]),
+        (["64", "256"], [64, 256]),
+        (["8,", "9"], [8, 9]),
+        (["64", "8", "64"], [64, 8]),
+    ],
 )
 def test_counts(words: list[str], found: list[int]) -> None:
     assert collection.counts(words) == found

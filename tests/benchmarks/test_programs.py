@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,9 @@ import pytest
 from vggdeploy import bundle
 from vggdeploy.benchmarks import agreement, benchmark_app, checking, overhead, startup
 from vggdeploy.errors import ConfigError, ResultError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_overhead_takes_both_loops_in_turn(clock: Any, timed: Any) -> None:

@@ -182,10 +182,7 @@ def test_an_engine_that_takes_no_single_image_is_tuned(copied: Path) -> None:
             asked.add(options.batch)
             return target.open(opened, options)
 
-    ticks = itertools.count()
-    found = module.tune(
-        opened, Watched(), TuneOptions(seconds=2.0), Silent(), lambda: next(ticks) / 1e3  # type: ignore[arg-type]
-    )  # fmt: skip
+    found = module.tune(opened, Watched(), TuneOptions(seconds=2.0), Silent())  # type: ignore[arg-type]
     assert asked == {2}
     assert {row["batch"] for row in found["tried"]} == {found["winner"]["batch"]} == {2}
     assert found["winner"]["default"] == (found["reason"] != "shown to be faster in the last run")

@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 
 from vggdeploy import bundle, demo, execution, pipeline, targets, topology
-from vggdeploy.contracts import RunOptions
 from vggdeploy.errors import BundleError, DatasetError, VggdeployError, WeightsError
 from vggdeploy.verification import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from vggdeploy.contracts import RunOptions
 
 pytest.importorskip("openvino")
 pytest.importorskip("torch")
@@ -231,5 +232,6 @@ def test_an_engine_that_takes_no_single_image_is_given_as_many_as_it_takes(
     monkeypatch.setattr(execution, "choose", lambda *_, **__: how)
     found = verify(slim_bundle)
     assert asked == [5 if kind == "native" else 1]
-    assert found["parity"] == pytest.approx(expected["parity"], rel=1e-3)
+    assert found["parity"]["n"] == 32
+    assert found["parity"]["sqnr_db"] == pytest.approx(expected["parity"]["sqnr_db"], abs=0.1)
     assert found["accuracy"] == expected["accuracy"]
