@@ -165,6 +165,48 @@ def test_run_does_it_all_and_says_no(
     assert result["gate"]["verdict"] == "fail"
 
 
+class TestRunBesideABaseline:
+    @pytest.fixture
+    def words(self, flags: list[str], tiny_bundle: Path, elsewhere: Path) -> list[str]:
+        """A run that is held against a measurement on a machine with another CPU."""
+        assert main(["bench", str(tiny_bundle), "--seconds", "0.05", "--json", "bench.json"]) == 0
+        bench = json.loads((elsewhere / "bench.json").read_text())
+        bench["system"]["cpu"] = "Another CPU"
+        entry = {"digest": bench["digest"], "results": [bench]}
+        baseline = {"schema": 1, "kind": "baseline", "targets": {"ov-int8": entry}}
+        (elsewhere / "baseline.json").write_text(json.dumps(baseline))
+        return ["run", *flags, "--out", "bundle", "--seconds", "0.05", "--json", "result.json",
+                "--baseline", "baseline.json", "--max-ratio", "p50=1000"]  # fmt: skip
+
+    def test_another_machine_or_batch_is_refused_before_anything_is_built(
+        self, words: list[str], capsys: Capture, elsewhere: Path
+    ) -> None:
+        said = refused(capsys, *words)
+        assert "different machines or settings: CPU model" in said
+        assert said.endswith("give --across-machines")
+        again = refused(capsys, *words, "--across-machines", "--batch", "2")
+        assert "of different batch: got 1 and 2" in again
+        assert not (elsewhere / "bundle").exists()
+
+    def test_another_machine_is_allowed_on_request(
+        self, words: list[str], elsewhere: Path
+    ) -> None:
+        main([*words, "--across-machines"])
+        said = json.loads((elsewhere / "result.json").read_text())["gate"]
+        assert any("CPU model: 'Another CPU'" in caution for caution in said["cautions"])
+        assert said["criteria"][0]["name"] == "max_ratio.p50"
+
+    def test_what_was_measured_is_kept_where_there_is_no_verdict(
+        self, words: list[str], capsys: Capture, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("vggdeploy.pipeline._require_comparable", lambda *_: None)
+        assert "CPU model" in refused(capsys, *words)
+        kept = json.loads((elsewhere / "result.json").read_text())
+        assert kept["gate"] is None
+        assert kept["bench"]["samples_s"]
+        assert main(["report", "result.json", "--markdown", "report.md"]) == 0
+
+
 def test_export_and_calibrate(
     capsys: Capture, flags: list[str], tiny_bundle: Path, elsewhere: Path
 ) -> None:
