@@ -130,9 +130,7 @@ def passes(
 
     def queries() -> Iterator[NDArray[np.float32]]:
         for batch in dataset.parallel(
-            lambda sample: preprocess.arithmetic(
-                preprocess.geometry(dataset.decode(sample.path))[None]
-            ),
+            lambda sample: preprocess.arithmetic(dataset.load(sample.path, preprocess)[None]),
             images.samples,
         ):
             given.append(batch)

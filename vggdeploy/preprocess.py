@@ -58,8 +58,12 @@ class Preprocess:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     layout: Literal["nchw", "nhwc"] = "nchw"
 
-    def geometry(self, image: Image.Image) -> NDArray[np.uint8]:
+    def geometry(self, image: Image.Image, name: str = "an image") -> NDArray[np.uint8]:
         """Resize and crop an RGB image: uint8 ``[H, W, 3]``, channels still RGB.
+
+        Args:
+            image: what is resized.
+            name: what errors call it.
 
         Raises:
             DatasetError: for an image so thin that resizing its shortest side would fill memory.
@@ -74,8 +78,8 @@ class Preprocess:
             scaled = tuple(to if side == short else int(to * side / short) for side in image.size)
             if scaled[0] * scaled[1] > LARGEST_RESIZED:
                 raise DatasetError(
-                    f"an image of {image.width}x{image.height} pixels is too thin",
-                    got=f"{scaled[0]}x{scaled[1]} once resized",
+                    f"{name} is too thin",
+                    got=f"{image.width}x{image.height} pixels, resized {scaled[0]}x{scaled[1]}",
                     expected=f"{LARGEST_RESIZED:,} pixels at most",
                     fix='remove it, or preprocess with resize = "stretch"',
                 )

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from vggdeploy import dataset
 from vggdeploy.errors import DatasetError
@@ -143,6 +143,20 @@ def test_a_wrong_suffix_is_no_error(tmp_path):
     path = tmp_path / "x.png"
     path.write_bytes(encoded("jpg"))
     assert dataset.decode(path).size == (50, 40)
+
+
+def test_what_another_program_would_decode_is_not_opened(tmp_path, monkeypatch):
+    path = tmp_path / "x.png"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    ran = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given: ran.append(given))
+    with pytest.raises(DatasetError, match=r"x\.png is of no known format"):
+        dataset.decode(path)
+    with pytest.raises(DatasetError, match=r"x\.png is of no known format"):
+        dataset.Dataset(tmp_path, (dataset.Sample(path, None),)).digest()
+    assert not ran
 
 
 def bomb(path, side):
