@@ -235,6 +235,19 @@ def _declare(model: Any, dims: list[int]) -> None:
 
 
 @pytest.mark.parametrize("beside", [False, True])
+def test_graphs_of_the_time_when_every_weight_was_an_input_are_taken(
+    save: Save, out: Path
+) -> None:
+    def edit(model: Any) -> None:
+        for tensor in model.graph.initializer:
+            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            model.graph.input.append(info)
+        model.ir_version = 3
+
+    source = save(edit)
+    np.testing.assert_array_equal(run(adopt(source, out)), run(source))
+
+
 @pytest.mark.parametrize(
     "dims", [[1 << 60], [1 << 32, 1 << 32], [1 << 30, 1], [-8, -27], [1 << 20], []]
 )
