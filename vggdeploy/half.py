@@ -59,7 +59,7 @@ def to_float16(model: ir.Model) -> None:
         if tensor is not None and tensor.dtype == onnx_ir.DataType.FLOAT and not uses & _FLOAT32:
             content = tensor.numpy()
             if uses <= _BOUNDS:
-                content = content.clip(-_LARGEST, _LARGEST)
+                content = np.asarray(content.clip(-_LARGEST, _LARGEST))
             carried = narrow(content, "float16", name)
             value.const_value = onnx_ir.tensor(carried, name=name)
             value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)

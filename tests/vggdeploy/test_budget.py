@@ -25,8 +25,8 @@ def test_totals_are_the_published_ones():
         ("fp16", 2 * (WEIGHTS + BIASES)),
         ("bf16", 2 * (WEIGHTS + BIASES)),
         ("int8", WEIGHTS + 4 * BIASES),
-        # 123,633,664 of the weights have 4 bits, and every 64 of them a scale of two bytes.
-        ("int8-w4", WEIGHTS - 123_633_664 * 15 // 32 + 4 * BIASES),
+        # 123,633,664 of the weights have 4 bits, and every 128 of them a scale of two bytes.
+        ("int8-w4", WEIGHTS - 123_633_664 * 31 // 64 + 4 * BIASES),
     ],
 )
 def test_weight_bytes_by_precision(precision, expected):

@@ -188,9 +188,7 @@ class TestRunBesideABaseline:
         assert "of different batch: got 1 and 2" in again
         assert not (elsewhere / "bundle").exists()
 
-    def test_another_machine_is_allowed_on_request(
-        self, words: list[str], elsewhere: Path
-    ) -> None:
+    def test_another_machine_is_allowed_on_request(self, words: list[str], elsewhere: Path) -> None:
         main([*words, "--across-machines"])
         said = json.loads((elsewhere / "result.json").read_text())["gate"]
         assert any("CPU model: 'Another CPU'" in caution for caution in said["cautions"])

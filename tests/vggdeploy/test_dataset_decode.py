@@ -198,7 +198,7 @@ def test_what_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match=r"folder\.png cannot be read"):
         dataset.decode(tmp_path / "folder.png")
 
-    def refuse(path):
+    def refuse(path, formats):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(dataset.Image, "open", refuse)
