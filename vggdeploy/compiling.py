@@ -139,7 +139,7 @@ def compile_bundle(
 
     def gives_way() -> bool:
         if place.resolve() == path.resolve():
-            bundle.require_unchanged(opened, "compiled")
+            bundle.require_unchanged(opened)
         else:
             bundle.refuse_taken(place, force=force)
         return True

@@ -189,7 +189,7 @@ def record(opened: Bundle, choice: Choice, run: Mapping[str, Any]) -> Bundle:
         tuned["digest"] = bundle.tuned_digest(now["digest"], tuned)
         manifest = {**now, bundle.TUNED: tuned}
         (work / bundle.MANIFEST).write_text(bundle.spelling(manifest), encoding="utf-8")
-    return bundle.open_bundle(path)
+    return bundle.Bundle(path, manifest)
 
 
 def _key(choice: Choice) -> tuple[str, Place]:
