@@ -27,7 +27,8 @@ def rows(model: ir.Model) -> list[dict[str, Any]]:
         output = graphs.static_shape(each.node.outputs[0]) or ()
         tensor = each.weight.const_value
         assert tensor is not None
-        shape = [int(side) for side in tensor.shape]
+        sides: Any = tensor.shape
+        shape = [int(side) for side in sides]
         weights = math.prod(shape)
         spread = output[2:] if each.convolution else output[1:-1]
         positions = math.prod(side or 1 for side in spread)
