@@ -146,6 +146,7 @@ def _maker(
         or before.is_graph_output()
         or point.value.is_graph_output()
         or len(point.value.uses()) != len(point.reads)
+        or not _along_channels(weighted, point.value)
     ):
         return None
     own = [weighted, *(reader.found for reader in readers)]
@@ -154,3 +155,10 @@ def _maker(
     bias = weighted.node.inputs[2] if len(weighted.node.inputs) > 2 else None
     known = bias is None or bias.const_value is not None
     return weighted if plain and known and len({id(n.node) for n in own}) == len(own) else None
+
+
+def _along_channels(found: WeightedNode, result: ir.Value) -> bool:
+    """Whether a node's outputs lie along axis 1 of its result: a matrix product's lie along the
+    last one."""
+    shape = graphs.static_shape(result)
+    return found.convolution or (shape is not None and len(shape) == 2)

@@ -130,7 +130,7 @@ def passes(
 
     def queries() -> Iterator[NDArray[np.float32]]:
         for batch in dataset.parallel(
-            lambda sample: preprocess.arithmetic(dataset.pixels(sample.path, preprocess)[None]),
+            lambda sample: preprocess.arithmetic(dataset.load(sample.path, preprocess)[None]),
             images.samples,
         ):
             given.append(batch)

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from vggdeploy.contracts import GroupedType
 
-SMALLEST_GROUP = 16
-"""Below this a float16 scale adds more than one bit to each weight, and 8 bits a channel serve."""
-
 _CANDIDATES = 10
 """Scales tried a group. On normal and Laplace distributed weights in groups of 64, 10 are within
 0.05 dB of 16, and 6 are 0.25 dB behind."""
@@ -33,19 +30,6 @@ _FLOAT16_MARGIN = 4
 """A layer's scales are float16 where their root mean square is this many times the smallest normal
 number, to which smaller ones are raised. An integer's rounding error is of the order of its scale,
 so the raised ones add 1/16 to the layer's noise, at most."""
-
-
-def fitting_group(columns: int, group: int) -> int | None:
-    """The group for `columns` inputs: `group`, halved until it divides them.
-
-    None where it would fall below SMALLEST_GROUP. ``fitting_group(25088, 64)`` is 64,
-    ``fitting_group(784, 64)`` is 16, and 250 inputs have none. Halves alone, although 50 divides
-    250: OpenVINO 2026.4's kernel for x86 takes groups that are no power of two and computes
-    something else with them.
-    """
-    while columns % group and group >= SMALLEST_GROUP:
-        group //= 2
-    return group if group >= SMALLEST_GROUP else None
 
 
 def round_groups(

@@ -9,11 +9,11 @@ as they are.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vggdeploy import graphs, signs
+from vggdeploy.config import nearest
 from vggdeploy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -180,11 +180,10 @@ def _require_known(keep: Iterable[str], names: Iterable[str]) -> None:
     known = list(dict.fromkeys(names))
     for name in sorted(keep):
         if name not in known:
-            near = difflib.get_close_matches(name, known, 3)
             raise ConfigError(
                 "there is no such layer to keep in high precision",
                 got=repr(name),
-                expected=("perhaps " if near else "one of ") + ", ".join(near or known),
+                expected=nearest(name, known, 3),
                 fix="mend the name; 'vggdeploy budget' lists a network's",
             )
 

@@ -10,7 +10,7 @@ import numpy as np
 from vggdeploy import graphs, limits
 from vggdeploy.calib import second_order, sparsity
 from vggdeploy.calib.covariance import Wanted, wanted
-from vggdeploy.calib.groups import fitting_group, group_scales, round_groups
+from vggdeploy.calib.groups import group_scales, round_groups
 from vggdeploy.calib.second_order import round_by_covariance, round_by_samples
 from vggdeploy.calib.weights import (
     Factors,
@@ -227,7 +227,7 @@ def _mean_outputs(layer: Rounded, inputs: NDArray[np.float64]) -> NDArray[np.flo
 def _group(found: WeightedNode, dialect: Dialect) -> int | None:
     if found.convolution or dialect.grouped is None:
         return None
-    return fitting_group(graphs.rows(found).shape[1], dialect.grouped.group)
+    return dialect.grouped.fitting(graphs.rows(found).shape[1])
 
 
 def _inputs(placement: Placement) -> Iterator[tuple[WeightedNode, Point | None]]:

@@ -43,10 +43,15 @@ def clean(model: ir.Model) -> ir.Model:
     return model
 
 
+_LONE_INITIALIZERS = 4
+"""The first IR version of ONNX that has initializers which are no inputs."""
+
+
 def tidy(model: ir.Model) -> None:
     """Let every constant be an initializer, and no initializer an input."""
     import onnx_ir.passes.common as passes
 
+    model.ir_version = max(model.ir_version, _LONE_INITIALIZERS)
     passes.RemoveInitializersFromInputsPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 

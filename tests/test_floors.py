@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["errors", "limits", "digests", "machine", "atomic", "topology", "preprocess"],
     [
-        "contracts", "cache", "signing", "bundle", "tuning", "packing", "results", "dataset", "graphs", "opsets", "half", "pixels", "signs",
+        "contracts", "cache", "signing", "bundle", "tuning", "packing", "results", "dataset", "graphs", "graph_layers", "opsets", "half", "pixels", "signs",
         "parity", "budget", "roofline", "gpus", "config", "demo", "demo.widen", "demo.digits", "checkpoints", "reference",
     ],
     ["export", "calib", "targets", "benchmarks"],
@@ -94,3 +95,12 @@ def test_every_file_is_seen() -> None:
         "targets.trt_build",
         "export.fold",
     } <= set(MODULES)
+
+
+def test_the_floors_are_those_of_the_guide() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = guide[guide.index("\n1. `errors`") :].partition("\n\n")[0]
+    said = {word.rstrip("/").split("/")[-1] for word in re.findall(r"`([^`]+)`", listed)}
+    # Of `demo/` the guide names the program alone.
+    own = {name.split(".")[-1] for name in ORDER} - {"widen", "digits"}
+    assert said == own

@@ -75,6 +75,8 @@ def _call(node: ast.Call) -> list[str]:
         found.append("torch.load without weights_only=True")
     if (owner, name) == ("numpy", "load") and not _is(keywords.get("allow_pickle"), False):
         found.append("numpy.load without allow_pickle=False")
+    if (owner, name) == ("Image", "open") and "formats" not in keywords:
+        found.append("Image.open of any format")
     words = node.args[0] if node.args else None
     if (owner, name in RUNS) == ("subprocess", True) and isinstance(words, _STRINGS):
         found.append(f"subprocess.{name} of one string")
@@ -121,6 +123,7 @@ def test_nothing_that_is_read_is_run(file: Path) -> None:
         "np.load(x, allow_pickle=True)",
         "numpy.load(x)",
         "np.save(x, y, allow_pickle=True)",
+        "Image.open(x)",
     ],
 )
 def test_what_would_run_is_found(source: str) -> None:
@@ -135,6 +138,7 @@ def test_what_would_run_is_found(source: str) -> None:
         "onnx.load(x)",
         "torch.load(x, weights_only=True)",
         "np.load(x, allow_pickle=False)",
+        "Image.open(x, formats=FORMATS)",
         "subprocess.run([a, b], check=False)",
         "subprocess.run(command, shell=False)",
         "re.compile(x)",

@@ -46,31 +46,76 @@ def folder(final: Path, *, replace: bool | Callable[[], bool] = False) -> Iterat
         final: where the folder shall be; its parent is made.
         replace: whether a folder that is there already gives way. If not, it stays, and the new
             one is thrown away. A function is asked when the new one is whole, while no other
-            writer can replace what is there.
+            writer can replace what is there; it may raise an error in place of an answer.
 
     Raises:
         MissingError: when the disk is full.
         ConfigError: when the place cannot be written.
     """
-    with writing(final), contextlib.ExitStack() as stack:
-        _make_parent(final)
-        recover(final)
-        work, lock = _new_folder(final)
-        stack.callback(_release, lock)
-        stack.callback(shutil.rmtree, work, ignore_errors=True)
+    with writing(final), _fresh(final, _make_folder) as work:
         yield work
         work.chmod(0o777 & ~_umask())
         _publish(work, final, replace)
 
 
-def _new_folder(final: Path) -> tuple[Path, int]:
-    """A fresh folder beside `final`, locked."""
-    while True:
-        work = _beside(final, _PARTIAL)
-        work.mkdir(mode=0o700)
-        lock = _lock(work)
-        if lock is not None:
-            return work, lock
+@contextlib.contextmanager
+def successor(final: Path) -> Iterator[Path]:
+    """A private folder to write into, which takes the place of the folder `final` when the block
+    ends without an error. No other writer can replace that in the meantime, so that what is read
+    there in the block is what gives way.
+
+    Raises:
+        MissingError: when the disk is full.
+        ConfigError: when the place cannot be written, or there is no folder.
+    """
+    with writing(final), contextlib.ExitStack() as stack:
+        while (lock := _lock(final)) is None:  # another writer replaced it
+            if not final.is_dir():
+                raise ConfigError(
+                    f"folder {final} cannot be replaced",
+                    got="nothing there",
+                    expected="a folder",
+                    fix="check the path",
+                )
+        stack.callback(_release, lock)
+        work = stack.enter_context(_fresh(final, _make_folder))
+        yield work
+        work.chmod(0o777 & ~_umask())
+        if not _exchange(work, final):
+            with contextlib.suppress(FileNotFoundError):
+                _set_aside(final, stack)
+            work.rename(final)
+
+
+@contextlib.contextmanager
+def _fresh(final: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Something new beside `final`, locked; what has that name when the block ends goes."""
+    _make_parent(final)
+    recover(final)
+    with contextlib.ExitStack() as stack:
+        lock = None
+        while lock is None:
+            work = _beside(final, _PARTIAL)
+            stack.callback(_remove, work)
+            make(work)
+            lock = _lock(work)
+        stack.callback(_release, lock)
+        yield work
+
+
+def _make_folder(place: Path) -> None:
+    place.mkdir(mode=0o700)
+
+
+def _make_file(place: Path) -> None:
+    place.touch(mode=0o600, exist_ok=False)
+
+
+def _remove(left: Path) -> None:
+    if left.is_dir():
+        shutil.rmtree(left, ignore_errors=True)
+    else:
+        left.unlink(missing_ok=True)
 
 
 def _publish(work: Path, final: Path, replace: bool | Callable[[], bool]) -> None:
@@ -146,23 +191,12 @@ def file(final: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         MissingError: when the disk is full.
         ConfigError: when the place cannot be written.
     """
-    with writing(final):
-        _make_parent(final)
-        recover(final)
-        work = _beside(final, _PARTIAL)
-        try:
-            with open(work, "x+b", opener=_private) as stream:  # Path has no opener
-                _flock(stream.fileno(), wait=True)
-                yield stream
-            if not private:
-                work.chmod(0o666 & ~_umask())
-            work.replace(final)
-        finally:
-            work.unlink(missing_ok=True)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    with writing(final), _fresh(final, _make_file) as work:
+        with work.open("r+b") as stream:
+            yield stream
+        if not private:
+            work.chmod(0o666 & ~_umask())
+        work.replace(final)
 
 
 def require_writable(place: Path) -> None:
@@ -173,9 +207,9 @@ def require_writable(place: Path) -> None:
         ConfigError: when nothing can be written there.
     """
     with writing(place):
-        probe = place.absolute().parent / f".{place.absolute().name}.probe"
+        probe = _beside(place.absolute(), _PARTIAL)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -256,16 +290,14 @@ def recover(final: Path) -> None:
                     continue
                 if left.suffix == _OLD and not final.exists():
                     left.rename(final)
-                elif left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
                 else:
-                    left.unlink()
+                    _remove(left)
             finally:
                 os.close(handle)
 
 
 def _lock(place: Path) -> int | None:
-    """A handle that locks a folder; None when the folder was gone before the lock was had."""
+    """A handle that locks a folder or a file; None when that was gone before the lock was had."""
     if not _LOCKS:
         return -1
     try:

@@ -7,14 +7,16 @@ and Patterson, CACM 52(4), 2009).
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vggdeploy import topology
+from vggdeploy.contracts import INT4_GROUPS
 from vggdeploy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from vggdeploy.topology import Network, Row
 
@@ -23,20 +25,34 @@ if TYPE_CHECKING:
 class Precision:
     """Bytes an element takes: weights, activations, and biases, which stay in high precision.
 
-    `matrix` is the precision of fully connected layers, where it is another.
+    `matrix` gives the precision of a fully connected layer by its inputs, where it is another.
     """
 
     name: str
     weight_bytes: float
     activation_bytes: int
     bias_bytes: int
-    matrix: Precision | None = None
+    matrix: Callable[[int], Precision] | None = None
 
-    def of(self, layer: str, *, matrix: bool, kept: Collection[str] = ()) -> Precision:
-        """What a layer is in: a fully connected one, or one that was `kept` in FP32."""
+    def of(self, layer: str, *, inputs: int | None, kept: Collection[str] = ()) -> Precision:
+        """What a layer is in: a fully connected one of so many inputs, a convolution where that is
+        None, or one that was `kept` in FP32."""
         if layer in kept:
             return PRECISIONS["fp32"]
-        return (self.matrix if matrix else None) or self
+        return self if inputs is None or self.matrix is None else self.matrix(inputs)
+
+    def parameters(self, weights: int, biases: int) -> float:
+        """The bytes of a layer's parameters."""
+        return weights * self.weight_bytes + biases * self.bias_bytes
+
+
+def _grouped(inputs: int) -> Precision:
+    """4 bits a weight, a float16 scale for each group of them, and float activations; 8 bits where
+    no group fits."""
+    group = INT4_GROUPS.fitting(inputs)
+    if group is None:
+        return Precision("w8", 1, 4, 4)
+    return Precision("w4", 0.5 + 2 / group, 4, 4)
 
 
 PRECISIONS: dict[str, Precision] = {
@@ -44,8 +60,7 @@ PRECISIONS: dict[str, Precision] = {
     "fp16": Precision("fp16", 2, 2, 2),
     "bf16": Precision("bf16", 2, 2, 2),
     "int8": Precision("int8", 1, 1, 4),
-    # 4 bits a weight, a float16 scale for each 64 of them, and float activations.
-    "int8-w4": Precision("int8-w4", 1, 1, 4, Precision("w4", 0.5 + 2 / 64, 4, 4)),
+    "int8-w4": Precision("int8-w4", 1, 1, 4, _grouped),
 }
 
 
@@ -132,8 +147,7 @@ def budget(
     size = PRECISIONS[precision]
     shown = [row for row in topology.rows(network) if row.layer.kind not in ("relu", "dropout")]
     layers = tuple(
-        _layer(row, size.of(row.name, matrix=row.layer.kind == "linear", kept=kept), batch)
-        for row in shown
+        _layer(row, size.of(row.name, inputs=_inputs(row), kept=kept), batch) for row in shown
     )
     return Budget(
         network.arch,
@@ -147,10 +161,15 @@ def budget(
     )
 
 
+def _inputs(row: Row) -> int | None:
+    """Of a fully connected layer; None for another."""
+    return row.layer.in_channels if row.layer.kind == "linear" else None
+
+
 def _layer(row: Row, size: Precision, batch: int) -> LayerBudget:
-    elements = _elements(row.input) + _elements(row.output)
-    small = row.params - row.layer.weights
-    weight_bytes = round(row.layer.weights * size.weight_bytes + small * size.bias_bytes)
+    elements = math.prod(row.input) + math.prod(row.output)
+    weights = row.layer.weights
+    weight_bytes = round(size.parameters(weights, row.params - weights))
     activation_bytes = batch * elements * size.activation_bytes
     return LayerBudget(
         row.name,
@@ -165,17 +184,10 @@ def _layer(row: Row, size: Precision, batch: int) -> LayerBudget:
     )
 
 
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
-
-
 def from_rows(
     name: str, rows: list[dict[str, Any]], precision: str, kept: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The JSON form of a budget for a network known by its graph alone (`graphs.layer_rows`).
+    """The JSON form of a budget for a network known by its graph alone (`graph_layers.rows`).
 
     Layers named in `kept` are in FP32.
     """
@@ -198,12 +210,14 @@ def from_rows(
 
 
 def row_bytes(row: Mapping[str, Any], precision: str, kept: Collection[str] = ()) -> float:
-    """Bytes of the parameters of a row of `graphs.layer_rows`."""
-    size = PRECISIONS[precision]
+    """Bytes of the parameters of a row of `graph_layers.rows`."""
+    # Older bundles do not say which of the parameters are weights, nor the inputs.
+    weights = row.get("weights", row["params"])
     # The output of a convolution has positions, that of a matrix product has none.
-    matrix = size.matrix is not None and len(row["output"]) == 1
-    size = size.of(row["name"], matrix=matrix, kept=kept)
-    return float(row["params"] * size.weight_bytes)
+    linear = row.get("kind") == "linear" or len(row["output"]) == 1
+    inputs = row.get("inputs", INT4_GROUPS.group) if linear else None
+    size = PRECISIONS[precision].of(row["name"], inputs=inputs, kept=kept)
+    return size.parameters(weights, row["params"] - weights)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from vggdeploy import (
     calibration_file,
     compiling,
     digests,
+    graph_layers,
     graphs,
     half,
     inputs,
@@ -371,12 +372,12 @@ class Build(Calibration):
         if self.source.network:
             layers = budget.budget(self.source.network, precision, kept=made.kept).to_json()
         else:
-            rows = graphs.layer_rows(graphs.read(made.graph.path / _GRAPH))
+            rows = graph_layers.rows(graphs.read(made.graph.path / _GRAPH))
             layers = budget.from_rows(self.source.name, rows, precision, made.kept)
         # Engines call their layers after the graph's nodes and tensors.
         compiled = graphs.read(made.compiled.path / _GRAPH)
-        layers["nodes"] = nodes = graphs.layer_nodes(compiled, layers["layers"])
-        layers["tensors"] = graphs.layer_tensors(compiled, nodes)
+        layers["nodes"] = nodes = graph_layers.nodes(compiled, layers["layers"])
+        layers["tensors"] = graph_layers.tensors(compiled, nodes)
         if self.target.keeps_graph:
             seen = self.target.facts(made.engine.path).get("layers") if made.engine else None
             layers["engine_layers"] = None if seen is None else trt_layers.assign(seen, nodes)

@@ -263,6 +263,24 @@ def open_bundle(path: Path, trusted: Path | None = None) -> Bundle:
     return Bundle(path, manifest)
 
 
+def require_unchanged(opened: Bundle) -> dict[str, Any]:
+    """The manifest at the place of `opened` as it is now, known to be of the same bundle; what
+    tuning found may be another.
+
+    Raises:
+        BundleError: when another bundle is there, or none.
+    """
+    now = read_manifest(opened.path)
+    if now["digest"] != opened.manifest["digest"]:
+        raise BundleError(
+            f"bundle {opened.path} was replaced in the meantime",
+            got=f"digest {now['digest'][:16]}...",
+            expected=f"{opened.manifest['digest'][:16]}...",
+            fix="run the command again",
+        )
+    return now
+
+
 def altered(where: str, name: str, said: Mapping[str, Any], size: int) -> BundleError:
     """The error for a file that is not what the manifest says.
 

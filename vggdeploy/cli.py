@@ -4,6 +4,7 @@ standard error."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import traceback
 import warnings
@@ -553,6 +554,7 @@ def run(
     max_energy: flags.MaxEnergy = None,
     max_ratio: flags.MaxRatio = None,
     baseline: flags.Baseline = None,
+    across_machines: flags.AcrossMachines = False,
     report: flags.Report = None,
     junit: flags.Junit = None,
     summary: flags.Summary = None,
@@ -574,6 +576,8 @@ def run(
         dataclasses.replace(_options(context), max_drop=None),
         policies,
         baseline=baseline,
+        across_machines=across_machines,
+        keep=functools.partial(results.write, destination=json),
         data=data,
         device=device,
         native=native,

@@ -136,8 +136,15 @@ def compile_bundle(
             fix=f"use it as it is, as with 'vggdeploy verify {path}'",
         )
     place = out or path
-    if place.resolve() != path.resolve():
-        bundle.refuse_taken(place, force=force)
+
+    def gives_way() -> bool:
+        if place.resolve() == path.resolve():
+            bundle.require_unchanged(opened)
+        else:
+            bundle.refuse_taken(place, force=force)
+        return True
+
+    gives_way()
     _require_available(target)
     graph = opened.graph
     chosen = options_of(opened.manifest, changes or {})
@@ -167,7 +174,7 @@ def compile_bundle(
         }
 
     kept = {key: value for key, value in opened.manifest.items() if key not in bundle.WRITTEN}
-    made = bundle.write(place, kept, fill, replace=place.exists())
+    made = bundle.write(place.resolve(), kept, fill, replace=gives_way)  # not a link to it
     seconds = time.perf_counter() - start
     reporter.done("compile", seconds, cached=False)
     return {

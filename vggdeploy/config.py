@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 OWN, SHARED = "vggdeploy.toml", "pyproject.toml"
@@ -105,10 +105,16 @@ def require_known(key: str, names: Iterable[str], where: str, what: str = "key")
     known = sorted(names)
     if key in known:
         return
-    near = difflib.get_close_matches(key, known, 1)
     raise ConfigError(
         f"{where}: unknown {what}",
         got=repr(key),
-        expected=f"perhaps {near[0]!r}" if near else "one of " + ", ".join(known),
+        expected=nearest(key, known),
         fix="rename or remove it",
     )
+
+
+def nearest(name: str, known: Sequence[str], most: int = 1) -> str:
+    """What to expect in the place of a name that is not among the `known`: the nearest of them,
+    `most` at most, or all where none is near."""
+    near = difflib.get_close_matches(name, known, most)
+    return f"perhaps {', '.join(map(repr, near))}" if near else f"one of {', '.join(known)}"

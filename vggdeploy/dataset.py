@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 )
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of what files of these endings hold. It goes by the content, and leaves some
+formats to other programs: PostScript, which is one itself, to Ghostscript."""
+
 _WORDNET = re.compile(r"(n\d{8})(?!\d)")
 _Source = TypeVar("_Source")
 _Result = TypeVar("_Result")
@@ -126,7 +130,7 @@ class Dataset:
         Raises:
             DatasetError: naming the first image that cannot be decoded or resized.
         """
-        return parallel(lambda sample: pixels(sample.path, preprocess), self.samples)
+        return parallel(lambda sample: load(sample.path, preprocess), self.samples)
 
 
 def scan(root: Path) -> Dataset:
@@ -250,6 +254,15 @@ def imagenet_classes() -> dict[str, int]:
     return {wordnet_id: index for index, wordnet_id in enumerate(text.split())}
 
 
+def load(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """An image file as the network sees it, but for the arithmetic: uint8 ``[H, W, 3]``.
+
+    Raises:
+        DatasetError: as `decode`, and for an image that is too thin to be resized.
+    """
+    return preprocess.geometry(decode(path), f"image {path}")
+
+
 def decode(path: Path) -> Image.Image:
     """An image file as 8-bit RGB.
 
@@ -262,7 +275,7 @@ def decode(path: Path) -> Image.Image:
             range is unknown.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > limits.PIXELS:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
             return _rgb(image, path)
@@ -283,8 +296,8 @@ def decode(path: Path) -> Image.Image:
     except UnidentifiedImageError as error:
         raise DatasetError(
             f"image {path} is of no known format",
-            got="content that Pillow does not know",
-            expected="an image such as PNG or JPEG",
+            got="content of another kind",
+            expected="one of " + ", ".join(FORMATS),
             fix="remove it, or convert it to PNG",
         ) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -294,15 +307,6 @@ def decode(path: Path) -> Image.Image:
             expected="a whole image",
             fix="remove or replace it",
         ) from error
-
-
-def pixels(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """An image file as the network is to see it, before any arithmetic: uint8 ``[H, W, 3]``.
-
-    Raises:
-        DatasetError: naming the file, as `decode`, or when it is too thin to be resized.
-    """
-    return preprocess.geometry(decode(path), f"image {path}")
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:
@@ -323,7 +327,7 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
 def _content(sample: Sample) -> str:
     """SHA-256 of an image's bytes, once its header has been recognised."""
     try:
-        with Image.open(sample.path):
+        with Image.open(sample.path, formats=FORMATS):
             pass
     except (
         UnidentifiedImageError,

@@ -123,9 +123,8 @@ def judge(
     if bench and verify and _look(verify, "execution", str) == "native":
         # What decides speed alone may have been set between the two.
         cautions = require_same(verify, bench, across_machines=across_machines, speed=False)
-    if bench and then and "bench" in then and _of_bench(policy):
-        comparison.require_comparable(then["bench"], bench)
-        cautions += require_same(then["bench"], bench, across_machines=across_machines)
+    if bench:
+        cautions += comparable(bench, policy, then, across_machines=across_machines)
     criteria = []
     for metric in METRICS.values():
         bound = policy.bound(metric)
@@ -145,6 +144,29 @@ def judge(
         images=int(_look(_look(verify, "parity", dict), "n", int)) if verify else 0,
         cautions=cautions,
     )
+
+
+def comparable(
+    bench: Result, policy: Policy, then: Mapping[str, Result] | None, *, across_machines: bool
+) -> tuple[str, ...]:
+    """Make sure that a measurement can be held against the baseline's, if a policy asks for it.
+
+    Args:
+        bench: the measurement; its scenario, batch, network and machine are looked at.
+        policy: what it is held against.
+        then: the baseline's results by kind, if there are any.
+        across_machines: allows another machine.
+
+    Returns:
+        what the machines do not have in common, where that is allowed.
+
+    Raises:
+        ResultError: when they are of different scenarios, batches, networks or machines.
+    """
+    if not then or "bench" not in then or not _of_bench(policy):
+        return ()
+    comparison.require_comparable(then["bench"], bench)
+    return require_same(then["bench"], bench, across_machines=across_machines)
 
 
 def by_kind(results: Sequence[Result]) -> dict[str, Result]:

@@ -21,7 +21,7 @@ from vggdeploy.contracts import TensorSpec
 from vggdeploy.errors import ModelError, missing_package
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
@@ -490,76 +490,3 @@ def scalar(node: ir.Node, index: int) -> float | None:
     value = node.inputs[index] if len(node.inputs) > index else None
     tensor = value.const_value if value is not None else None
     return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
-
-
-def layer_rows(model: ir.Model) -> list[dict[str, Any]]:
-    """The budget of a graph: name, output shape for one image, parameters and MACs of each layer.
-
-    A weighted operator's MACs for one image are its weights times the output positions that each
-    is used at.
-    """
-    rows = []
-    for found in weighted(model):
-        output = static_shape(found.node.outputs[0]) or ()
-        tensor = found.weight.const_value
-        assert tensor is not None
-        weights = _elements(tensor.shape)
-        spread = output[2:] if found.node.op_type == "Conv" else output[1:-1]
-        positions = math.prod(side or 1 for side in spread)
-        bias = found.node.inputs[2] if len(found.node.inputs) > 2 else None
-        offset = bias.const_value if bias is not None else None
-        rows.append(
-            {
-                "name": found.name,
-                "output": [side or 1 for side in output[1:]],
-                "params": weights + (_elements(offset.shape) if offset is not None else 0),
-                "macs": weights * positions,
-                "receptive_field": None,
-            }
-        )
-    return rows
-
-
-def layer_nodes(model: ir.Model, rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """The name of the node of each layer of a budget, in a float or a quantized graph.
-
-    Layers with weights are found by the names of these, pools by their order.
-
-    Args:
-        model: the graph.
-        rows: the budget's layers, with ``name`` and, where they are not only those with weights,
-            ``kind``.
-    """
-    found: dict[str, str] = {}
-    pools: dict[str, list[str]] = {"maxpool": [], "avgpool": []}
-    for node in model.graph:
-        if node.domain:
-            continue
-        name = str(node.name or node.outputs[0].name)
-        if node.op_type in WEIGHTED:
-            value = node.inputs[1]
-            while value is not None and (producer := value.producer()) is not None:
-                value = producer.inputs[0]  # through DequantizeLinear and Cast
-            if value is not None:
-                found[str(value.name).removesuffix(".quantized").removesuffix(".weight")] = name
-        elif node.op_type == "MaxPool":
-            pools["maxpool"].append(name)
-        elif node.op_type in ("AveragePool", "GlobalAveragePool"):
-            pools["avgpool"].append(name)
-    rows = list(rows)
-    for kind, nodes in pools.items():
-        named = [str(row["name"]) for row in rows if row.get("kind") == kind]
-        if len(named) == len(nodes):
-            found.update(zip(named, nodes, strict=True))
-    names = [str(row["name"]) for row in rows]
-    return {name: found[name] for name in names if name in found}
-
-
-def layer_tensors(model: ir.Model, nodes: Mapping[str, str]) -> dict[str, str]:
-    """The name of the tensor that each layer's node writes, for `layer_nodes` of the same graph."""
-    written = {str(node.name): str(node.outputs[0].name) for node in model.graph}
-    return {layer: written.get(node, node) for layer, node in nodes.items()}
-
-
-def _elements(shape: Any) -> int:
-    return math.prod(int(side) for side in shape)

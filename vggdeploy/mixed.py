@@ -22,6 +22,7 @@ from vggdeploy import (
     bundle,
     calib,
     calibrating,
+    graph_layers,
     graphs,
     machine,
     parity,
@@ -254,7 +255,7 @@ def report(
         quantized: the graph in mixed precision.
         whole: makes the graph with every layer quantized, to be measured beside it.
     """
-    rows = graphs.layer_rows(graphs.read(graph.path / bundle.GRAPH))
+    rows = graph_layers.rows(graphs.read(graph.path / bundle.GRAPH))
     macs = sum(row["macs"] for row in rows)
     share = sum(row["macs"] for row in rows if row["name"] in mixed.kept) / macs
     latency: dict[str, float | None] = dict.fromkeys(
@@ -321,7 +322,7 @@ def estimate(
     its weights' bytes at the attainable bandwidth, whichever takes longer.
 
     Args:
-        rows: of `graphs.layer_rows`.
+        rows: of `graph_layers.rows`.
         precision: of layers that are not kept.
         kept: names of layers in FP32.
         rates: by precision, FP32 among them.

@@ -154,13 +154,18 @@ def unpack(
             list, is damaged or not of the `trusted`, or `out` is taken.
     """
     reporter = reporter or Silent()
-    bundle.refuse_taken(out, force=force)
+
+    def gives_way() -> bool:
+        bundle.refuse_taken(out, force=force)
+        return True
+
+    gives_way()
     with opened(file) as packed:
         manifest = packed.manifest
         if trusted is not None:
             signing.require(manifest, packed.signatures, trusted, f"packed bundle {file}")
         listed = bundle.files(manifest)
-        with atomic.folder(out, replace=out.exists()) as work:
+        with atomic.folder(out, replace=gives_way) as work:
             for name, content in packed.heads.items():
                 (work / name).write_bytes(content)
             for name, said in listed.items():

@@ -17,6 +17,7 @@ from vggdeploy import (
     dataset,
     execution,
     gates,
+    machine,
     mixed,
     plots,
     pruning,
@@ -28,16 +29,16 @@ from vggdeploy import (
 from vggdeploy import baseline as baselines
 from vggdeploy.benchmarks import BenchOptions
 from vggdeploy.contracts import RunOptions, Silent
-from vggdeploy.errors import ConfigError
+from vggdeploy.errors import ConfigError, ResultError
 from vggdeploy.inputs import BuildOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vggdeploy.cache import Entry
     from vggdeploy.contracts import Dialect, Reporter
     from vggdeploy.gates import Verdicts
-    from vggdeploy.policy import Policies
+    from vggdeploy.policy import Policies, Policy
 
 _EXPORTED = {"model.onnx", "model.onnx.data"}
 """What is in the folder of an export."""
@@ -144,16 +145,22 @@ def export_graph(options: BuildOptions, reporter: Reporter | None = None) -> dic
     """
     job = calibrating.Job(options, reporter or Silent())
     out = options.out or Path(f"{job.source.name}.onnx")
-    _refuse(out, options.force)
-    if out.exists() and not (out.is_dir() and {file.name for file in out.iterdir()} <= _EXPORTED):
-        raise ConfigError(
-            f"{out} is not what an export leaves, and is not replaced",
-            got="a folder of other files" if out.is_dir() else "a file",
-            expected="a free path, or an export",
-            fix="choose another place with --out",
-        )
+
+    def gives_way() -> bool:
+        _refuse(out, options.force)
+        names = {file.name for file in out.iterdir()} if out.is_dir() else None
+        if out.exists() and not (names is not None and names <= _EXPORTED):
+            raise ConfigError(
+                f"{out} is not what an export leaves, and is not replaced",
+                got="a file" if names is None else "a folder of other files",
+                expected="a free path, or an export",
+                fix="choose another place with --out",
+            )
+        return True
+
+    gives_way()
     graph = job.export()
-    with atomic.folder(out, replace=out.exists()) as work:
+    with atomic.folder(out, replace=gives_way) as work:
         for name in sorted(_EXPORTED):
             shutil.copyfile(graph.path / name, work / name)
     return {
@@ -317,6 +324,8 @@ def run(
     reporter: Reporter,
     native: bool = False,
     baseline: Path | None = None,
+    across_machines: bool = False,
+    keep: Callable[[Mapping[str, Any]], None] = lambda result: None,
 ) -> tuple[dict[str, Any], Verdicts]:
     """Build, verify, bench and gate.
 
@@ -324,13 +333,21 @@ def run(
     its probes. Where the target does not run here it is verified by emulation, if it can be and
     `native` does not forbid that, and not measured: ``bench`` is None then, and ``not_benched``
     says why.
+
+    A baseline that the measurement could not be held against, which `across_machines` allows to be
+    of another machine, is refused before anything is built. Where it shows itself afterwards that
+    there can be no verdict, what there is by then is given to `keep` first.
+
+    Raises:
+        VggdeployError: one of its kinds.
     """
     measuring = BenchOptions(batch, seconds, device, tuned=True)
     measuring.check()
-    policies.of(options.target)
-    if baseline is not None:
-        baselines.read(baseline)
+    policy = policies.of(options.target)
+    then = baselines.results_of(baseline, options.target) if baseline else None
     why = _not_benched(options, device, native)
+    if then is not None and why is None:
+        _require_comparable(then, policy, measuring, across_machines)
     if data is not None and data != sources.DEMO:
         dataset.scan(Path(data).expanduser())
     built = build(options, reporter, device=device)
@@ -342,16 +359,38 @@ def run(
     if why is None:
         benched = benching.bench(path, measuring, reporter)
     parts = [part for part in (built, verified, benched) if part]
-    verdicts = _judge(parts, policies, baseline)
     result = {
         "kind": "run",
         "build": built,
         "verify": verified,
         "bench": benched,
         "not_benched": why,
-        "gate": verdicts.to_json(),
+        "gate": None,
     }
-    return result, verdicts
+    try:
+        verdicts = _judge(parts, policies, baseline, across_machines=across_machines)
+    except ResultError:
+        keep(result)
+        raise
+    return {**result, "gate": verdicts.to_json()}, verdicts
+
+
+def _require_comparable(
+    then: Sequence[Mapping[str, Any]],
+    policy: Policy,
+    measuring: BenchOptions,
+    across_machines: bool,
+) -> None:
+    """Make sure that a measurement can be held against a baseline once it is made, as far as that
+    is known now."""
+    found = gates.by_kind(then)
+    known = {
+        **found.get("bench", {}),
+        "scenario": measuring.scenario,
+        "batch": measuring.size,
+        "system": machine.system(),
+    }
+    gates.comparable(known, policy, found, across_machines=across_machines)
 
 
 def _not_benched(options: BuildOptions, device: str, native: bool) -> str | None:

@@ -53,11 +53,6 @@ class Metric:
         """Whether its bound is a least."""
         return self.bound.startswith("min_")
 
-    @property
-    def share(self) -> bool:
-        """Whether it counts images among images."""
-        return self.name in ("agreement", "top1", "drop")
-
     def meets(self, value: float, bound: float) -> bool:
         """Whether a value keeps a bound."""
         return value >= bound if self.more_is_better else value <= bound

@@ -62,8 +62,8 @@ class Preprocess:
         """Resize and crop an RGB image: uint8 ``[H, W, 3]``, channels still RGB.
 
         Args:
-            image: 8-bit RGB.
-            name: what an error calls it.
+            image: what is resized.
+            name: what errors call it.
 
         Raises:
             DatasetError: for an image so thin that resizing its shortest side would fill memory.
@@ -78,8 +78,8 @@ class Preprocess:
             scaled = tuple(to if side == short else int(to * side / short) for side in image.size)
             if scaled[0] * scaled[1] > LARGEST_RESIZED:
                 raise DatasetError(
-                    f"{name} of {image.width}x{image.height} pixels is too thin",
-                    got=f"{scaled[0]}x{scaled[1]} once resized",
+                    f"{name} is too thin",
+                    got=f"{image.width}x{image.height} pixels, resized {scaled[0]}x{scaled[1]}",
                     expected=f"{LARGEST_RESIZED:,} pixels at most",
                     fix='remove it, or preprocess with resize = "stretch"',
                 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import bundle, calib, calibrating, graphs, parity, sources
+from vggdeploy import bundle, calib, calibrating, graph_layers, graphs, parity, sources
 from vggdeploy.contracts import RunOptions
 from vggdeploy.errors import ConfigError, ModelError
 
@@ -130,7 +130,7 @@ class Variants:
         placement = calib.place(model, matrices=dialect.matrix is None)
         self.layers = tuple(dict.fromkeys(found.name for found in placement.weighted))
         self._all = frozenset(found.name for found in graphs.weighted(model))
-        self.rows = graphs.layer_rows(model)
+        self.rows = graph_layers.rows(model)
 
     def write(self, quantized: Iterable[str]) -> Path:
         """The graph with the layers `quantized` in 8 bits and all others in float."""

@@ -158,27 +158,20 @@ def choose(
 def record(opened: Bundle, choice: Choice, run: Mapping[str, Any]) -> Bundle:
     """Put a choice and its run into the bundle, in the place of those of its goal and place.
 
-    The folder is written anew beside itself and renamed, so it is never half there; its large files
-    are linked, not copied, where the file system can.
+    The folder is written anew beside itself and renamed, so it is never half there, while no other
+    process can replace it; its large files are linked, not copied, where the file system can.
 
     Raises:
         BundleError: when the bundle was replaced in the meantime.
         ConfigError: when the place cannot be written.
     """
     path = opened.path.resolve()  # what a link points to is replaced, not the link
-    now = bundle.read_manifest(path)
-    if now["digest"] != opened.manifest["digest"]:
-        raise BundleError(
-            f"bundle {path} was replaced while it was tuned",
-            got=f"digest {now['digest'][:16]}...",
-            expected=f"{opened.manifest['digest'][:16]}...",
-            fix="tune it again",
-        )
-    kept = bundle.Bundle(path, now)
-    known = {_key(each): asdict(each) for each in choices(kept)}
-    runs = _runs(kept)
-    known[_key(choice)], runs[_key(choice)] = asdict(choice), dict(run)
-    with atomic.folder(path, replace=True) as work:
+    with atomic.successor(path) as work:
+        now = bundle.require_unchanged(bundle.Bundle(path, opened.manifest))
+        kept = bundle.Bundle(path, now)
+        known = {_key(each): asdict(each) for each in choices(kept)}
+        runs = _runs(kept)
+        known[_key(choice)], runs[_key(choice)] = asdict(choice), dict(run)
         signed = (path / bundle.SIGNATURES).is_file()
         for name in (*now["files"], *([bundle.SIGNATURES] if signed else [])):
             _link(path / name, work / name)
@@ -196,7 +189,7 @@ def record(opened: Bundle, choice: Choice, run: Mapping[str, Any]) -> Bundle:
         tuned["digest"] = bundle.tuned_digest(now["digest"], tuned)
         manifest = {**now, bundle.TUNED: tuned}
         (work / bundle.MANIFEST).write_text(bundle.spelling(manifest), encoding="utf-8")
-    return bundle.open_bundle(path)
+    return bundle.Bundle(path, manifest)
 
 
 def _key(choice: Choice) -> tuple[str, Place]:

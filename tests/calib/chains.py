@@ -174,6 +174,13 @@ def clipped() -> Chain:
     return _ended(chain.node("Clip", "r0", low, high).conv("c1", 6, 6), 6)
 
 
+def positions() -> Chain:
+    """A matrix product along the last axis of a map, with as many outputs as the map has rows."""
+    chain = Chain(11).conv("c0", 6, 3).relu("r").node("Transpose", "t", perm=[0, 2, 3, 1])
+    chain.node("MatMul", "m0", chain.floats("m0.weight", 6, SIDE)).relu("r0")
+    return chain.reshape("flat", SIDE**3).gemm("f0", 4, SIDE**3, rows=True)
+
+
 def two_readers() -> Chain:
     """One ReLU's output read by two convolutions, whose outputs are added."""
     chain = Chain(9).conv("c0", 6, 3).relu("r0").conv("c1", 5, 6)

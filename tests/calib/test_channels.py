@@ -82,6 +82,7 @@ def test_every_relu_behind_a_convolution_has_its_maker(name: str, tmp_path: Path
         chains.shared_bias,
         chains.grouped,
         chains.clipped,
+        chains.positions,
         lambda: chains.branch("r0"),
         lambda: chains.branch("c0"),
     ],

@@ -11,12 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vggdeploy.calib.groups import (
-    fitting_group,
-    group_scales,
-    round_groups,
-    round_to,
-)
+from vggdeploy.calib.groups import group_scales, round_groups, round_to
 from vggdeploy.contracts import INT4_GROUPS
 
 EXACT = replace(INT4_GROUPS, scale="float32")
@@ -171,6 +166,8 @@ def test_no_scale_is_subnormal_and_small_groups_cost_nothing() -> None:
 
 
 @given(columns=st.integers(1, 3000), group=st.sampled_from([16, 32, 64, 128]))
-def test_fitting_group_is_the_largest_power_of_two_that_divides(columns: int, group: int) -> None:
+def test_the_group_that_fits_is_the_largest_power_of_two_that_divides(
+    columns: int, group: int
+) -> None:
     fitting = [2**n for n in range(4, 8) if 2**n <= group and columns % 2**n == 0]
-    assert fitting_group(columns, group) == (fitting[-1] if fitting else None)
+    assert replace(INT4_GROUPS, group=group).fitting(columns) == (fitting[-1] if fitting else None)

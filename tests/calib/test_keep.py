@@ -233,7 +233,7 @@ def test_only_the_quantized_reader_of_a_tensor_sees_the_pair(tmp_path: Path) -> 
 
 def test_an_unknown_layer_is_named_with_its_nearest(small: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"no such layer .*got 'cO1', expected perhaps c1"
+        ConfigError, match=r"no such layer .*got 'cO1', expected perhaps 'c1'"
     ) as caught:
         place(graphs.read(small), keep={"c1", "cO1"})
     assert len(str(caught.value).splitlines()) == 1

@@ -357,16 +357,20 @@ def test_graph_without_weights_is_refused(tmp_path: Path, out: Path) -> None:
         adopt(tmp_path / "x.onnx", out)
 
 
-def test_weights_as_graph_inputs_are_taken(save: Save, out: Path) -> None:
-    """Old exporters list every initializer among the inputs."""
+@pytest.mark.parametrize("version", [9, 3])
+def test_weights_as_graph_inputs_are_taken(save: Save, out: Path, version: int) -> None:
+    """Old exporters list every initializer among the inputs, as IR version 3 wants it."""
 
     def edit(model: Any) -> None:
+        model.ir_version = version
         for tensor in model.graph.initializer:
             info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             model.graph.input.append(info)
 
-    adopted = graphs.read(adopt(save(edit), out))
+    source = save(edit)
+    adopted = graphs.read(adopt(source, out))
     assert [value.name for value in adopted.graph.inputs] == ["image"]
+    np.testing.assert_array_equal(run(out / "model.onnx"), run(source))
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def contents(place: Path) -> dict[str, bytes] | None:
 
 
 def litter(root: Path) -> list[str]:
-    return [str(left) for left in root.rglob("*") if left.suffix in (".partial", ".old", ".probe")]
+    return [str(left) for left in root.rglob("*") if left.suffix in (".partial", ".old")]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)

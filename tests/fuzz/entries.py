@@ -28,6 +28,7 @@ from vggdeploy import (
     execution,
     export,
     gates,
+    graph_layers,
     graphs,
     policy,
     preprocess,
@@ -295,7 +296,7 @@ def read_graph(content: bytes, folder: Path) -> None:
     (folder / "adopted").mkdir(exist_ok=True)
     model = graphs.read(export.adopt(path, folder / "adopted"))
     calib.place(model)
-    graphs.layer_rows(model)
+    graph_layers.rows(model)
 
 
 def read_result(content: bytes, folder: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -284,3 +285,94 @@ def test_a_file_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="no"):
         fail()
     assert listing(tmp_path) == []
+
+
+def test_a_file_is_left_alone_until_it_is_in_place(tmp_path, monkeypatch):
+    replace = Path.replace
+
+    def late(self, target):
+        atomic.recover(tmp_path / "f")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    atomic.write_bytes(tmp_path / "f", b"whole")
+    assert (tmp_path / "f").read_bytes() == b"whole"
+    assert listing(tmp_path) == ["f"]
+
+
+def test_a_file_that_was_cleared_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
+    flock = atomic._flock
+
+    def late(handle, *, wait):
+        if wait and not cleared:
+            cleared.append(handle)
+            atomic.recover(tmp_path / "f")
+        return flock(handle, wait=wait)
+
+    cleared = []
+    monkeypatch.setattr(atomic, "_flock", late)
+    atomic.write_bytes(tmp_path / "f", b"whole")
+    assert cleared
+    assert (tmp_path / "f").read_bytes() == b"whole"
+    assert listing(tmp_path) == ["f"]
+
+
+def test_two_may_ask_at_once_whether_a_place_can_be_written(tmp_path, monkeypatch):
+    unlink = Path.unlink
+
+    def late(self, **options):
+        monkeypatch.setattr(Path, "unlink", unlink)
+        atomic.require_writable(tmp_path / "f")
+        unlink(self, **options)
+
+    monkeypatch.setattr(Path, "unlink", late)
+    atomic.require_writable(tmp_path / "f")
+    assert listing(tmp_path) == []
+
+
+def inherit(final, text):
+    with atomic.successor(final) as work:
+        (work / "a.txt").write_text((final / "a.txt").read_text() + text)
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_successor_holds_what_it_replaces(tmp_path, monkeypatch, exchanges):
+    final = tmp_path / "out"
+    make(final, "a")
+    if not exchanges:
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    with ThreadPoolExecutor() as pool:
+        others = []
+        with atomic.successor(final) as work:
+            others += [pool.submit(inherit, final, "c"), pool.submit(make, final, "d")]
+            (work / "a.txt").write_text("ab")
+            assert not wait(others[:1], timeout=0.2).done
+        for other in others:
+            other.result(timeout=60)
+    assert (final / "a.txt").read_text() == "abc"
+    assert listing(tmp_path) == ["out"]
+
+
+def test_a_successor_that_fails_leaves_what_was_there(tmp_path):
+    make(tmp_path / "out", "old")
+    with pytest.raises(ValueError, match="no"), atomic.successor(tmp_path / "out"):
+        raise ValueError("no")
+    assert (tmp_path / "out" / "a.txt").read_text() == "old"
+    assert listing(tmp_path) == ["out"]
+
+
+def test_nothing_has_no_successor(tmp_path):
+    with pytest.raises(ConfigError, match=r"out cannot be replaced: got nothing"):
+        inherit(tmp_path / "out", "x")
+    assert listing(tmp_path) == []
+
+
+def test_an_error_in_place_of_an_answer_leaves_what_was_there(tmp_path):
+    def no():
+        raise ValueError("no")
+
+    make(tmp_path / "out", "old")
+    with pytest.raises(ValueError, match="no"):
+        make(tmp_path / "out", "new", replace=no)
+    assert (tmp_path / "out" / "a.txt").read_text() == "old"
+    assert listing(tmp_path) == ["out"]

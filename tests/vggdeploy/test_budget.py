@@ -25,8 +25,8 @@ def test_totals_are_the_published_ones():
         ("fp16", 2 * (WEIGHTS + BIASES)),
         ("bf16", 2 * (WEIGHTS + BIASES)),
         ("int8", WEIGHTS + 4 * BIASES),
-        # 123,633,664 of the weights have 4 bits, and every 64 of them a scale of two bytes.
-        ("int8-w4", WEIGHTS - 123_633_664 * 15 // 32 + 4 * BIASES),
+        # 123,633,664 of the weights have 4 bits, and every 128 of them a scale of two bytes.
+        ("int8-w4", WEIGHTS - 123_633_664 * 31 // 64 + 4 * BIASES),
     ],
 )
 def test_weight_bytes_by_precision(precision, expected):
@@ -53,7 +53,8 @@ def test_every_row_and_its_sum(precision, batch):
     rows = [row for row in topology.rows(VGG16) if row.layer.kind not in ("relu", "dropout")]
     assert [layer.name for layer in found.layers] == [row.name for row in rows]
     for layer, row in zip(found.layers, rows, strict=True):
-        element = size.matrix if size.matrix and layer.kind == "linear" else size
+        inputs = row.layer.in_channels if layer.kind == "linear" else None
+        element = size.of(row.name, inputs=inputs)
         moved = batch * element.activation_bytes * (math.prod(row.input) + math.prod(row.output))
         assert layer.activation_bytes == moved
         assert layer.macs == row.macs, "MACs are for one image"
@@ -96,8 +97,31 @@ def test_a_foreign_graphs_products_have_their_own_bytes():
         {"name": "b", "params": 640, "macs": 20, "output": [10]},
     ]
     said = budget.from_rows("mine", rows, "int8-w4")
-    assert said["total"]["weight_bytes"] == 64 + 320 + 20
+    assert said["total"]["weight_bytes"] == 64 + 320 + 10
     assert budget.from_rows("mine", rows, "int8")["total"]["weight_bytes"] == 704
+
+
+def row(name, **more):
+    return {"name": name, "macs": 1, "output": [10], "kind": "linear", **more}
+
+
+def test_a_foreign_graphs_biases_are_counted_in_their_own_type():
+    conv = row("a", kind="conv", output=[8, 4, 4], inputs=9, weights=72, params=80)
+    product = row("b", inputs=128, weights=1280, params=1290)
+    for precision, expected in (("int8", 72 + 32), ("fp16", 2 * 80), ("int8-w4", 72 + 32)):
+        assert budget.row_bytes(conv, precision) == expected
+    assert budget.row_bytes(product, "int8") == 1280 + 40
+    assert budget.row_bytes(product, "int8-w4") == 640 + 2 * 10 + 40
+    assert budget.row_bytes(product, "int8-w4", ["b"]) == 4 * 1290
+
+
+@pytest.mark.parametrize(("inputs", "bits"), [(256, 4 + 16 / 128), (784, 4 + 16 / 16), (250, 8)])
+def test_four_bits_are_counted_where_a_group_fits(inputs, bits):
+    foreign = row("b", inputs=inputs, weights=10 * inputs, params=10 * inputs)
+    assert budget.row_bytes(foreign, "int8-w4") == 10 * inputs * bits / 8
+    network = topology.vgg("vgg11", num_classes=10, input_size=(32, 32), width_divisor=16)
+    last = budget.budget(network, "int8-w4").layers[-1]
+    assert last.weight_bytes == 256 * 10 * (0.5 + 2 / 128) + 4 * 10
 
 
 def test_layers_kept_in_high_precision_are_counted_in_it():

@@ -8,8 +8,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from test_gates import BENCH
 
-from vggdeploy import errors, pipeline
+from vggdeploy import bundle, errors, machine, pipeline
 from vggdeploy.cli import app, main
 
 if TYPE_CHECKING:
@@ -163,6 +164,56 @@ def test_run_does_it_all_and_says_no(
     result = json.loads((elsewhere / "result.json").read_text())
     assert {"build", "verify", "bench", "gate"} <= set(result)
     assert result["gate"]["verdict"] == "fail"
+
+
+class TestRunBesideABaseline:
+    """One on a machine with another CPU; what is measured is made up, and of this one."""
+
+    @pytest.fixture
+    def words(
+        self, flags: list[str], elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> list[str]:
+        here = machine.system()
+        measured = {**BENCH, "system": {**here, "cpu": "Another CPU"}}
+        entry = {"digest": "d" * 64, "results": [measured]}
+        baseline = {"schema": 1, "kind": "baseline", "targets": {"ov-int8": entry}}
+        (elsewhere / "baseline.json").write_text(json.dumps(baseline))
+
+        def bench(path: Path, options: Any, reporter: Any) -> dict[str, Any]:
+            return {**BENCH, "system": here, "digest": bundle.read_manifest(path)["digest"]}
+
+        monkeypatch.setattr("vggdeploy.benching.bench", bench)
+        monkeypatch.setattr("vggdeploy.console.show_run", lambda *_: None)
+        return ["run", *flags, "--out", "bundle", "--json", "result.json",
+                "--baseline", "baseline.json", "--max-ratio", "p50=1.05"]  # fmt: skip
+
+    def test_another_machine_or_batch_is_refused_before_anything_is_built(
+        self, words: list[str], capsys: Capture, elsewhere: Path
+    ) -> None:
+        said = refused(capsys, *words)
+        assert "different machines or settings: CPU model" in said
+        assert said.endswith("give --across-machines")
+        again = refused(capsys, *words, "--across-machines", "--batch", "2")
+        assert "of different batch: got 1 and 2" in again
+        assert not (elsewhere / "bundle").exists()
+
+    def test_another_machine_is_allowed_on_request(
+        self, words: list[str], tiny_bundle: Path, elsewhere: Path
+    ) -> None:
+        assert main([*words, "--across-machines"]) == 0
+        said = json.loads((elsewhere / "result.json").read_text())["gate"]
+        assert any("CPU model: 'Another CPU'" in caution for caution in said["cautions"])
+        assert [each["name"] for each in said["criteria"]] == ["max_ratio.p50"]
+
+    def test_what_was_measured_is_kept_where_there_is_no_verdict(
+        self, words: list[str], tiny_bundle: Path, capsys: Capture, elsewhere: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr("vggdeploy.pipeline._require_comparable", lambda *_: None)
+        assert "CPU model" in refused(capsys, *words)
+        kept = json.loads((elsewhere / "result.json").read_text())
+        assert kept["gate"] is None
+        assert kept["bench"]["samples_s"] == BENCH["samples_s"]
 
 
 def test_export_and_calibrate(

@@ -226,7 +226,7 @@ def test_a_class_folder_of_other_files_is_named(tmp_path):
 
 def test_a_thin_image_does_not_fill_memory(tmp_path):
     Image.new("L", (1, 1_000_000)).save(tmp_path / "thin.png")
-    with pytest.raises(DatasetError, match=r"image .*thin\.png of 1x1000000 pixels is too thin"):
+    with pytest.raises(DatasetError, match=r"image .*thin\.png is too thin: got 1x1000000 pixels"):
         list(dataset.scan(tmp_path).pixels(preprocess.PRESETS["imagenet"]))
 
 

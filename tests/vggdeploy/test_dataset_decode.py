@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from vggdeploy import dataset
 from vggdeploy.errors import DatasetError
@@ -145,6 +145,20 @@ def test_a_wrong_suffix_is_no_error(tmp_path):
     assert dataset.decode(path).size == (50, 40)
 
 
+def test_what_another_program_would_decode_is_not_opened(tmp_path, monkeypatch):
+    path = tmp_path / "x.png"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    ran = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given: ran.append(given))
+    with pytest.raises(DatasetError, match=r"x\.png is of no known format"):
+        dataset.decode(path)
+    with pytest.raises(DatasetError, match=r"x\.png is of no known format"):
+        dataset.Dataset(tmp_path, (dataset.Sample(path, None),)).digest()
+    assert not ran
+
+
 def bomb(path, side):
     """A PNG of a hundred bytes whose header claims `side` pixels each way."""
 
@@ -184,7 +198,7 @@ def test_what_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match=r"folder\.png cannot be read"):
         dataset.decode(tmp_path / "folder.png")
 
-    def refuse(path):
+    def refuse(path, formats):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(dataset.Image, "open", refuse)

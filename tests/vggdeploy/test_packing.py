@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import stat
 import struct
 import zipfile
@@ -10,6 +11,7 @@ import pytest
 from small_bundle import FACTS, fill, flip, rewrite
 
 from vggdeploy import bundle, limits, packing
+from vggdeploy.contracts import Silent
 from vggdeploy.errors import BundleError
 
 
@@ -109,6 +111,29 @@ def test_another_bundle_gives_way_to_force_alone(packed, tmp_path):
     (tmp_path / "out" / "model.bin").unlink()
     packing.unpack(packed, tmp_path / "out", force=True)
     bundle.open_bundle(tmp_path / "out")
+
+
+class Meanwhile(Silent):
+    """Another bundle comes to a place while this one is unpacked there."""
+
+    def __init__(self, other, place):
+        self.other, self.place = other, place
+
+    def track(self, items, total, label):
+        if not self.place.exists():
+            shutil.copytree(self.other, self.place)
+        yield from items
+
+
+def test_what_came_meanwhile_gives_way_to_force_alone(path, packed, tmp_path, folder_contents):
+    out = tmp_path / "out"
+    rewrite(path, build={"key": "k2"})
+    with pytest.raises(BundleError, match="holds another bundle"):
+        packing.unpack(packed, out, reporter=Meanwhile(path, out))
+    assert folder_contents(out) == folder_contents(path)
+    shutil.rmtree(out)
+    result = packing.unpack(packed, out, force=True, reporter=Meanwhile(path, out))
+    assert bundle.open_bundle(out).manifest["digest"] == result["digest"]
 
 
 def test_nobody_else_reads_what_is_half_there(packed, tmp_path, monkeypatch):

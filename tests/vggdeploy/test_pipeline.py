@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from vggdeploy import bundle, dataset, graphs, pipeline, verification
+from vggdeploy import bundle, calibrating, dataset, graphs, pipeline, verification
 from vggdeploy.contracts import Availability
 from vggdeploy.errors import BundleError, ConfigError, DatasetError, MissingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vggdeploy.cache import Entry
 
     Options = Callable[..., pipeline.BuildOptions]
 
@@ -109,6 +111,24 @@ def test_place_that_is_no_bundle_is_never_replaced(
     with pytest.raises(BundleError, match="no bundle"):
         pipeline.build(tiny(out=out, force=force))
     assert (out / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(("force", "words"), [(False, "exists"), (True, "is not what an export")])
+def test_an_export_replaces_nothing_that_came_meanwhile(
+    tiny: Options, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    force: bool, words: str,
+) -> None:  # fmt: skip
+    out, export = tmp_path / "graph", calibrating.Job.export
+
+    def slow(job: calibrating.Job) -> Entry:
+        out.mkdir()
+        (out / "thesis.txt").write_text("years of work")
+        return export(job)
+
+    monkeypatch.setattr(calibrating.Job, "export", slow)
+    with pytest.raises(ConfigError, match=words):
+        pipeline.export_graph(tiny(out=out, force=force))
+    assert [file.name for file in out.iterdir()] == ["thesis.txt"]
 
 
 def test_foreign_graph_builds_and_agrees(

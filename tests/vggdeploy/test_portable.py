@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import float64
 import numpy as np
 import pytest
+from small_bundle import rewrite
 
 from vggdeploy import bundle, compiling, pipeline
 from vggdeploy.cli import main
@@ -412,6 +413,16 @@ def test_compiling_follows_the_recipe_but_for_what_is_asked(
     assert backend[2][1] == TrtOptions(max_batch=8, opt_batch=4)
 
 
+def test_what_a_link_points_to_is_compiled(
+    copied: Path, backend: list[Any], tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(copied, target_is_directory=True)
+    assert compiling.compile_bundle(link)["bundle"] == str(link)
+    assert link.is_symlink()
+    assert bundle.open_bundle(copied).compiled
+
+
 def test_recipe_goes_through_json(portable: Path) -> None:
     options = TrtOptions(
         flavour="rtx", compute_capabilities=("7.5", "8.6"), workspace_bytes=1 << 30
@@ -442,6 +453,26 @@ def test_compiling_elsewhere_leaves_the_first(
     taken = ["compile", copied, "--out", tmp_path / "home", "--force"]
     assert "is no bundle" in refused(capsys, *taken, code=2)
     assert (tmp_path / "home" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_what_came_while_it_compiled_is_left_alone(
+    copied: Path, portable: Path, backend: list[Any], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, in_place: bool,
+) -> None:  # fmt: skip
+    out, compile_ = copied if in_place else tmp_path / "orin", TensorRT.compile
+
+    def slow(self: Any, onnx: Path, options: Any, out_dir: Path) -> tuple[Path, ...]:
+        if in_place:
+            rewrite(copied, portable=False)
+        else:
+            shutil.copytree(portable, out)
+        return compile_(self, onnx, options, out_dir)
+
+    monkeypatch.setattr(TensorRT, "compile", slow)
+    with pytest.raises(BundleError, match="in the meantime" if in_place else "another bundle"):
+        compiling.compile_bundle(copied, out=None if in_place else out)
+    assert not bundle.open_bundle(out).compiled
 
 
 def test_what_is_signed_is_compiled_and_the_engine_is_signed_by_its_device(

@@ -294,7 +294,7 @@ def test_what_does_not_run_here_is_emulated(project, tiny, tmp_path):
         import pytest
 
         def test_runner(bundle, runner):
-            (scores,) = runner.infer(bundle.batch(bundle.probes().images[:1])).values()
+            scores = runner.scores(bundle.batch(bundle.probes().images[:1]))
             assert scores.shape == (1, 10)
 
         @pytest.mark.accuracy_gate(min_sqnr=200)

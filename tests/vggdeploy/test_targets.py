@@ -383,5 +383,5 @@ def test_w4_engine_has_4_bits_where_int8_has_8(slim_bundle: Path, w4_bundle: Bun
         layer["params"] for layer in eight.budget()["layers"] if layer["kind"] == "linear"
     )
     saved = eight.engine_bytes - four.engine_bytes
-    # Of each weight half a byte, less a float16 scale for every 64.
+    # Of each weight half a byte, less a float16 scale for every 64 of the largest layer's inputs.
     assert saved == pytest.approx((0.5 - 2 / 64) * products, rel=0.03)

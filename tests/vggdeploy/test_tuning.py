@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,36 @@ def test_choices_of_other_goals_and_places_stay(opened: Any) -> None:
     assert tuning.choices(opened) == [again, other, many]
     runs = json.loads((opened.path / "tuned.json").read_text())["runs"]
     assert [run["number"] for run in runs] == [3, 1, 2]
+
+
+@pytest.mark.parametrize("first", ["tunes", "replaces"])
+def test_what_another_process_does_meanwhile_comes_after_it(
+    opened: Any, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(CHOICE, goal="throughput")
+    link, meanwhile = tuning._link, []
+
+    def tune() -> None:
+        tuning.record(opened, other, RUN)
+
+    def replace_it() -> None:
+        with atomic.folder(opened.path, replace=True) as work:
+            (work / "new.txt").write_text("whole")
+
+    def slow(source: Path, copy: Path) -> None:
+        if not meanwhile:
+            meanwhile.append(pool.submit(tune if first == "tunes" else replace_it))
+            wait(meanwhile, timeout=0.3)
+        link(source, copy)
+
+    monkeypatch.setattr(tuning, "_link", slow)
+    with ThreadPoolExecutor() as pool:
+        tuning.record(opened, CHOICE, RUN)
+    meanwhile[0].result()
+    if first == "tunes":
+        assert tuning.choices(bundle.open_bundle(opened.path)) == [CHOICE, other]
+    else:
+        assert [each.name for each in opened.path.iterdir()] == ["new.txt"]
 
 
 def test_a_bundle_that_was_opened_before_is_no_obstacle(opened: Any) -> None:
@@ -126,7 +157,7 @@ def test_a_replaced_bundle_is_left_alone(opened: Any) -> None:
     said["precision"] = "fp32"
     said["digest"] = digests.sha256_json({k: v for k, v in said.items() if k != "digest"})
     (opened.path / "manifest.json").write_text(bundle.spelling(said))
-    with pytest.raises(BundleError, match="replaced while it was tuned"):
+    with pytest.raises(BundleError, match="replaced in the meantime"):
         tuning.record(opened, CHOICE, RUN)
     assert "tuned" not in manifest(opened.path)
 

@@ -13,7 +13,6 @@ from vggdeploy.report.document import (
     Notice,
     Table,
     between,
-    text_of,
 )
 from vggdeploy.report.figures import TIMES, Figure, derived
 from vggdeploy.report.measured import capital
@@ -297,4 +296,4 @@ def summary(heads: Sequence[Head]) -> tuple[str, Words]:
     return verdict, (f"By bundle: {', '.join(parts)}{rest}.",)
 
 
-__all__ = ["BOUNDS", "glance", "head", "summary", "text_of", "word", "worst"]
+__all__ = ["BOUNDS", "glance", "head", "summary", "word", "worst"]

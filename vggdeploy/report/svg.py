@@ -109,14 +109,12 @@ def colour_of(series: int) -> str:
     return f"series-{series % SERIES}"
 
 
-def x_axis_of(area: Area, *, grid: bool = False) -> str:
+def x_axis_of(area: Area) -> str:
     """The line below with its ticks and what it measures."""
     step, unit = scale(area.x.high, area.x.unit)
     out = element("line", x1="0%", x2="100%", y1=area.foot, y2=area.foot, class_="axis")
     for value in plots.ticks_of(area.x):
         place = area.across(value)
-        if grid:
-            out += element("line", x1=place, x2=place, y1=area.top, y2=area.foot, class_="grid")
         out += element("line", x1=place, x2=place, y1=area.foot, y2=area.foot + 4, class_="axis")
         out += label(tick(value, step), place, area.foot + 18, text_anchor="middle")
     words = f"{area.x.label}, {unit}" if unit else area.x.label

@@ -119,32 +119,16 @@ def ordinal(device: str) -> int:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a device is, as the driver tells it; 0 where it does not.
+    """What a device is, as the driver tells it.
 
     Attributes:
         compute_capability: such as ``"8.6"``.
-        multiprocessors: streaming multiprocessors (SMs).
-        clock_hz: of the multiprocessors, typical.
-        memory_clock_hz: peak.
-        memory_bus_bits: width of the bus to the memory.
-        memory_bytes: all of it.
         driver: the CUDA version that the driver is of.
     """
 
     name: str
     compute_capability: str
-    multiprocessors: int
-    clock_hz: int
-    memory_clock_hz: int
-    memory_bus_bits: int
-    memory_bytes: int
     driver: str
-
-    @property
-    def memory_bytes_per_s(self) -> float:
-        """Theoretical bandwidth: two transfers a clock ("CUDA C++ Best Practices Guide",
-        Theoretical Bandwidth Calculation)."""
-        return 2.0 * self.memory_clock_hz * self.memory_bus_bits / 8
 
 
 class Device:
@@ -187,22 +171,9 @@ class Device:
             ) from error
 
     def _facts(self) -> Facts:
-        names = self.cuda.device_attribute
-
-        def ask(attribute: Any) -> int:
-            try:
-                return int(self._device.get_attribute(attribute))
-            except self.cuda.Error:  # integrated GPUs do not tell all of them
-                return 0
-
         return Facts(
             name=self._device.name(),
             compute_capability="{}.{}".format(*self._device.compute_capability()),
-            multiprocessors=ask(names.MULTIPROCESSOR_COUNT),
-            clock_hz=1000 * ask(names.CLOCK_RATE),
-            memory_clock_hz=1000 * ask(names.MEMORY_CLOCK_RATE),
-            memory_bus_bits=ask(names.GLOBAL_MEMORY_BUS_WIDTH),
-            memory_bytes=self._device.total_memory(),
             driver=version(self.cuda.get_driver_version()),
         )
 
