@@ -145,7 +145,7 @@ def update(path: Path, paths: Sequence[Path], reason: str) -> dict[str, Any]:
     }
 
 
-def _doubts(given: Mapping[str, Result]) -> Iterator[tuple[str, str]]:
+def _doubts(given: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """What a gate trusts, and what of these results is not that."""
     bench, verify = given.get("bench", {}), given.get("verify", {})
     if bench.get("partial"):
