@@ -320,6 +320,7 @@ def _rest(
         rest.throughput_ips = said or (per_s and per_s * options.size)
         if options.scenario == "throughput" and not said:
             rest.throughput_ci95 = _interval(measured.samples, options.size)
+        rest.throughput_queries = len(measured.samples.seconds)
         rest.throughput_requests = measured.depth
         ways = {}
     if rest.partial:
@@ -341,6 +342,7 @@ def _rest(
             if size in ways:
                 rest.throughput_ips = per_s and per_s * size
                 rest.throughput_ci95 = _interval(found, size)
+                rest.throughput_queries = len(found.seconds)
                 rest.throughput_requests = runner.depth
             if size in options.batches and per_s is not None:
                 rest.by_batch.append({"batch": size, "images_per_s": per_s * size})

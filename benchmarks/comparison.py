@@ -1,9 +1,11 @@
 """Compare two results of ``bench``: which is faster, and how sure that is.
 
 Latencies are compared by their medians. Throughput is compared by the rates that were measured; how
-much these vary is told by the rates of successive stretches of each run. Two results of their own
-are of different moments, and whatever changed on the machine between them is in the ratio; results
-of one interleaved run are paired, query by query, and that cancels (see `against`).
+much these vary is told by the rates of successive stretches of each run. Servers are compared by
+their medians under one rate of arrivals, else by the rates that were found for one bound. Two
+results of their own are of different moments, and whatever changed on the machine between them is
+in the ratio; results of one interleaved run are paired, query by query, and that cancels (see
+`against`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
     Result = Mapping[str, Any]
 
+_DEVICE = ("device", "device")
+_FOUND, _RATE, _BOUND = (("server", key) for key in ("found", "rate", "p99_bound_s"))
+
 FASTER, SLOWER, NO_DIFFERENCE = "faster", "slower", "no difference shown"
 
 
@@ -31,7 +36,7 @@ class Comparison:
     """The first result beside the second.
 
     Attributes:
-        metric: ``latency`` (lower is better) or ``throughput`` (higher is).
+        metric: ``latency`` (lower is better), ``throughput`` or ``rate`` (higher is).
         ratio: the first's figure over the second's.
         paired: whether the samples were interleaved.
         verdict: of the first: ``faster`` or ``slower`` where the whole interval says so.
@@ -62,29 +67,58 @@ def bench_part(result: Result, name: str) -> Result:
     return part
 
 
-def require_comparable(a: Result, b: Result) -> None:
-    """Make sure that two measurements are of the same scenario, batch and network.
+def require_comparable(a: Result, b: Result, *, across_machines: bool = False) -> tuple[str, ...]:
+    """Make sure that two measurements are of the same scenario, batch, network, device and load.
 
     A network is the same by its name and its multiply-accumulates: other weights of it take as
-    long, and that a retrained one is as fast as before is worth knowing.
+    long, and that a retrained one is as fast as before is worth knowing. A load is the same by the
+    rate of arrivals that was given, or by the bound that one was found for; what was found may be
+    two rates (`rates_apart`).
+
+    Args:
+        a, b: results of ``bench``.
+        across_machines: allows another device.
+
+    Returns:
+        another device as a caution, where that was allowed.
 
     Raises:
         ResultError: naming what differs and both values.
     """
-    for name, path in (
+    load = ("bounds on the 99th percentile", _BOUND) if _found(a) else ("arrivals a second", _RATE)
+    same: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("scenario", ("scenario",)),
         ("batch", ("batch",)),
         ("model", ("model", "name")),
         ("model's multiply-accumulates", ("budget", "macs")),
-    ):
+        ("ways to the arrivals", _FOUND),
+        load,
+        ("device", _DEVICE),
+    )
+    for name, path in same:
         ours, theirs = (_at(result, path) for result in (a, b))
-        if ours != theirs:
-            raise ResultError(
-                f"the results are of different {name}",
-                got=f"{_said(ours)} and {_said(theirs)}",
-                expected="one",
-                fix="compare measurements of the same",
-            )
+        if ours == theirs:
+            continue
+        if path is _DEVICE and across_machines:
+            return (f"different devices: {_said(ours)} and {_said(theirs)}",)
+        raise ResultError(
+            f"the results are of different {name}",
+            got=f"{_said(ours)} and {_said(theirs)}",
+            expected="one",
+            fix="compare measurements of the same",
+        )
+    return ()
+
+
+def rates_apart(a: Result, b: Result) -> tuple[float, float] | None:
+    """The rates of arrivals of two comparable measurements, where they were found and are not one;
+    None else. Then latencies are of two loads."""
+    rates = [float(_at(result, _RATE)) for result in (a, b) if _found(result)]
+    return (rates[0], rates[1]) if len(set(rates)) > 1 else None
+
+
+def _found(result: Result) -> bool:
+    return bool(_at(result, _FOUND))
 
 
 def _at(result: Result, path: Sequence[str]) -> Any:
@@ -95,6 +129,8 @@ def _at(result: Result, path: Sequence[str]) -> Any:
 
 
 def _said(value: Any) -> str:
+    if isinstance(value, bool):  # of arrivals
+        return "found" if value else "given"
     return "nothing" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -113,12 +149,13 @@ def compare(
         where there are too few samples), ``verdict``, and ``cautions``.
 
     Raises:
-        ResultError: when they are of different scenarios, batches, networks or machines.
+        ResultError: when they are of different scenarios, loads, batches, networks, devices or
+            machines.
     """
     first, second = bench_part(a, "the first result"), bench_part(b, "the second result")
-    require_comparable(first, second)
     with _readable():
-        cautions = list(machine.require_same(first, second, across_machines=across_machines))
+        cautions = list(require_comparable(first, second, across_machines=across_machines))
+        cautions += list(machine.require_same(first, second, across_machines=across_machines))
         for name, part in (("first", first), ("second", second)):
             cautions += [f"the {name}: {why}" for why in part["unstable_because"]]
             if part.get("partial"):
@@ -142,7 +179,14 @@ def compare(
 
 
 def judge(a: Result, b: Result, *, paired: bool = False, seed: int = 0) -> Comparison:
-    """The ratio of two comparable measurements, and what it says."""
+    """The ratio of two comparable measurements, and what it says.
+
+    Of servers whose rates were found it is that of the rates, which come from a few trials and have
+    no interval: it shows no difference.
+    """
+    if _found(a):
+        rates = bootstrap.Ratio(_at(a, _RATE) / _at(b, _RATE), None)
+        return Comparison("rate", rates, False, NO_DIFFERENCE)
     if a["scenario"] == "throughput":
         found = _rates(a, b, seed)
         return Comparison("throughput", found, False, verdict(found, higher_is_better=True))
@@ -175,31 +219,45 @@ def stretches(result: Result) -> list[float]:
     return bootstrap.stretches(result.get("started_s") or [], result["samples_s"]) or [1.0]
 
 
+WHAT = {"latency": "median latency", "throughput": "throughput", "rate": "rate of arrivals"}
+"""The figures that are compared, by metric."""
+
+
 def words(result: Result) -> str:
     """The verdict of a comparison in a sentence."""
-    what = "median latency" if result["metric"] == "latency" else "throughput"
-    ends = result["ci95"]
-    sure = (
-        "too few samples for an interval"
-        if ends is None
-        else f"95%: {ends[0]:.3f} to {ends[1]:.3f}"
-    )
+    metric, ends = result["metric"], result["ci95"]
+    if ends is not None:
+        sure = f"95%: {ends[0]:.3f} to {ends[1]:.3f}"
+    elif metric == "rate":
+        sure = "found by trials, which have no interval: bench both with one --rate"
+    else:
+        sure = "too few samples for an interval"
     head = {
         FASTER: "A is faster than B",
         SLOWER: "A is slower than B",
         NO_DIFFERENCE: "no difference shown",
     }[result["verdict"]]
-    return f"{head}: its {what} is {result['ratio']:.3f} times B's ({sure})".replace(
-        "shown: its", "shown: A's"
-    )
+    whose = "A's" if result["verdict"] == NO_DIFFERENCE else "its"
+    return f"{head}: {whose} {WHAT[metric]} is {result['ratio']:.3f} times B's ({sure})"
+
+
+_FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "latency": ("p50", ("latency_s", "p50")),
+    "throughput": ("images_per_s", ("throughput_ips",)),
+    "rate": ("queries_per_s", _RATE),
+}
+"""Of each metric, what a side's figure is called and where it is."""
 
 
 def _side(result: Result, metric: str) -> dict[str, Any]:
-    figure = result["latency_s"]["p50"] if metric == "latency" else result["throughput_ips"]
+    name, path = _FIGURES[metric]
+    figure: Any = result
+    for key in path:
+        figure = figure[key]
     return {
         **{key: result[key] for key in ("bundle", "target", "digest")},
         "samples": len(result["samples_s"]),
-        "p50" if metric == "latency" else "images_per_s": figure,
+        name: figure,
     }
 
 

@@ -42,6 +42,7 @@ class Rest:
 
     throughput_ips: float | None = None
     throughput_ci95: tuple[float, float] | None = None
+    throughput_queries: int | None = None
     throughput_requests: int | None = None
     by_batch: list[dict[str, Any]] = field(default_factory=list)
     profiled: Profiled | None = None
@@ -75,7 +76,7 @@ def result(
         "ci95": {
             f"p{percent}": found and list(found)
             for percent in statistics.PERCENTILES
-            for found in [statistics.interval(ordered, percent)]
+            for found in [statistics.interval_in_time(samples.seconds, percent)]
         },
         "early_stopping": {
             f"p{percent}": statistics.early_stopping(ordered, percent)
@@ -85,6 +86,7 @@ def result(
         "started_s": samples.offsets,
         "throughput_ips": rest.throughput_ips,
         "throughput_ci95": rest.throughput_ci95 and list(rest.throughput_ci95),
+        "throughput_queries": rest.throughput_queries,
         "throughput_requests": rest.throughput_requests,
         "throughput_by_batch": rest.by_batch,
         "warmup": asdict(measured.warmup),

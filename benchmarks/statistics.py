@@ -1,6 +1,7 @@
 """Statistics of samples, in seconds; derived from the samples that a result keeps.
 
-Everything here takes samples in ascending order, so that they are sorted once.
+Most of it takes samples in ascending order, so that they are sorted once; what depends on how they
+hang together takes them in the order of time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from vggdeploy.benchmarks import dependence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +28,9 @@ EARLY = (90, 99)
 
 CONFIDENCE = 0.95
 """Of an interval."""
+
+SEEN = 20
+"""Samples above a rank from which it can be told whether they come together."""
 
 EARLY_CONFIDENCE = 0.99
 """Of MLPerf's early stopping, whose tolerance is 0."""
@@ -61,32 +67,81 @@ def rank(count: int, percent: int) -> int:
 
 
 def interval(
-    ordered: Sequence[float], percent: int, confidence: float = CONFIDENCE
+    ordered: Sequence[float],
+    percent: int,
+    confidence: float = CONFIDENCE,
+    worth: float | None = None,
 ) -> tuple[float, float] | None:
     """A confidence interval of a percentile, from order statistics.
 
     Whatever samples are distributed like, the number of them below the true percentile is
     binomial. So the interval from the l-th to the u-th smallest covers it with probability
     ``P(l <= B < u)``, B ~ Bin(n, percent / 100), where both tails have at most half of the rest
-    (David and Nagaraja, "Order Statistics", 3rd ed., section 7.1). It takes samples for
-    independent; neighbours in time are not quite.
+    (David and Nagaraja, "Order Statistics", 3rd ed., section 7.1).
+
+    Args:
+        ordered: independent samples in ascending order.
+        percent: which percentile.
+        confidence: that it is within.
+        worth: how many independent samples these are worth, where they are not (`independent`);
+            the ranks are then those of so many, at the same shares of all (R. S. Woodruff,
+            "Confidence intervals for medians and other position measures", JASA 47, 1952).
 
     Returns:
         None where there are too few samples for it: fewer than `needed`.
     """
-    ranks = _interval_ranks(len(ordered), percent, confidence)
+    count = len(ordered)
+    ranks = _interval_ranks(count, percent, confidence, count if worth is None else int(worth))
     return ranks and (float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1]))
 
 
 @lru_cache(maxsize=64)
-def _interval_ranks(count: int, percent: int, confidence: float) -> tuple[int, int] | None:
+def _interval_ranks(
+    count: int, percent: int, confidence: float, worth: int
+) -> tuple[int, int] | None:
     """Ranks l and u of `interval`, counted from 1."""
-    below = binomial_cdf(count, percent / 100)
+    below = binomial_cdf(worth, percent / 100)
     tail = (1 - confidence) / 2
     # The largest l with P(B < l) <= tail; the smallest u with P(B >= u) <= tail.
     low = int(np.searchsorted(below, tail, side="right"))
     high = int(np.searchsorted(below, 1 - tail, side="left")) + 1
-    return (low, high) if low >= 1 and high <= count else None
+    if low < 1 or high > worth:
+        return None
+    # Of each of so many, all that it stands for.
+    return (low - 1) * count // worth + 1, -(-high * count // worth)
+
+
+def independent(samples: Sequence[float], percent: int) -> float:
+    """How many independent samples these are worth for a percentile.
+
+    What counts is how those above the percentile come together: ``n / D`` with the inflation D of
+    the series that is 1 above it and 0 below (P. Heidelberger and P. A. W. Lewis, "Quantile
+    estimation in dependent sequences", Operations Research 32, 1984). Of few above it that is told
+    badly, so the most counts of this and of the same at the median, at the upper quartile (where
+    waits begin) and at a rank with `SEEN` above.
+
+    Args:
+        samples: in the order of time.
+        percent: which percentile.
+
+    Returns:
+        as many as the fewest that show a median, at least: what hangs together for longer than a
+        sixth of a run is drift, which `stability` tells.
+    """
+    series = np.asarray(samples, np.float64)
+    count, ordered = len(series), np.sort(series)
+    if not count:
+        return 0.0
+    own, median, quartile = (-(-share * count // 100) for share in (percent, 50, 75))
+    levels = {ordered[rank - 1] for rank in (own, median, quartile, max(median, count - SEEN))}
+    inflated = max(dependence.inflation((series > each).astype(np.float64)) for each in levels)
+    return max(count / inflated, float(min(count, needed(50))))
+
+
+def interval_in_time(samples: Sequence[float], percent: int) -> tuple[float, float] | None:
+    """The 95% `interval` of a percentile of samples in the order of time, which may depend on each
+    other (`independent`)."""
+    return interval(sorted(samples), percent, worth=independent(samples, percent))
 
 
 @lru_cache(maxsize=16)
@@ -97,13 +152,12 @@ def needed(percent: int, confidence: float = CONFIDENCE) -> int:
 
 
 def half_width(samples: Sequence[float]) -> float:
-    """Half the width of the median's interval, as a share of the median; infinite where there are
-    too few samples for one."""
-    ordered = sorted(samples)
-    found = interval(ordered, 50)
+    """Half the width of the median's interval (`interval_in_time`), as a share of the median;
+    infinite where there are too few samples for one."""
+    found = interval_in_time(samples, 50)
     if found is None:
         return math.inf
-    return (found[1] - found[0]) / 2 / percentile(ordered, 50)
+    return (found[1] - found[0]) / 2 / percentile(sorted(samples), 50)
 
 
 def exceeds(ordered: Sequence[float], bound: float) -> bool:

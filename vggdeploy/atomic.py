@@ -167,6 +167,23 @@ def _settle(old: Path, final: Path) -> None:
         old.rename(final)
 
 
+@contextlib.contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Read a file and write it anew with nobody else doing so: who asks for the same file, or
+    another of its folder, waits until the block ends.
+
+    Raises:
+        ConfigError: when its folder cannot be made.
+    """
+    with writing(file), contextlib.ExitStack() as stack:
+        lock = None
+        while lock is None:  # where the folder is gone again
+            _make_parent(file)
+            lock = _lock(file.parent)
+        stack.callback(_release, lock)
+        yield
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole; see `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))

@@ -20,7 +20,7 @@ from vggdeploy import atomic, gates, results
 from vggdeploy.errors import ConfigError, ResultError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     Result = dict[str, Any]
@@ -43,15 +43,22 @@ def read(path: Path) -> dict[str, Any]:
             expected="a file that 'vggdeploy baseline' wrote",
             fix="check the path",
         )
+    if not isinstance(found.get("history"), list):
+        raise _damaged(path, "no history")
     for target, entry in targets.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("results"), list):
-            raise ResultError(
-                f"baseline {path} is damaged",
-                got=f"no results of {target}",
-                expected="results of verify or bench",
-                fix="write it again with 'vggdeploy baseline', or take it from version control",
-            )
+        whole = isinstance(entry, dict) and isinstance(entry.get("results"), list)
+        if not whole or not isinstance(entry.get("digest"), str):
+            raise _damaged(path, f"no results of {target}, or no digest")
     return found
+
+
+def _damaged(path: Path, got: str) -> ResultError:
+    return ResultError(
+        f"baseline {path} is damaged",
+        got=got,
+        expected="what 'vggdeploy baseline' wrote",
+        fix="write it again with 'vggdeploy baseline', or take it from version control",
+    )
 
 
 def results_of(path: Path, target: str) -> list[Result] | None:
@@ -77,8 +84,8 @@ def update(path: Path, paths: Sequence[Path], reason: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: without a reason.
-        ResultError: for results that have no figures, of several bundles, or that were
-            interrupted.
+        ResultError: for results that have no figures, of several bundles, or that a gate would not
+            pass: interrupted, unstable, or of other images than were asked for.
     """
     if not reason.strip():
         raise ConfigError(
@@ -96,12 +103,12 @@ def update(path: Path, paths: Sequence[Path], reason: str) -> dict[str, Any]:
             expected="results of verify or bench, or of run",
             fix="give one",
         )
-    if given.get("bench", {}).get("partial"):
+    for expected, doubt in _doubts(given):
         raise ResultError(
-            "the measurement was interrupted",
-            got="a partial result of bench",
-            expected="a whole one to hold others against",
-            fix="measure again",
+            "the results are none to hold others against",
+            got=doubt,
+            expected=expected,
+            fix="verify or measure again, and give that result",
         )
     digests = {str(result.get("digest")) for result in kept}
     target = gates.target_of(kept)
@@ -112,21 +119,23 @@ def update(path: Path, paths: Sequence[Path], reason: str) -> dict[str, Any]:
             expected="one bundle",
             fix="verify and bench the same bundle",
         )
-    said: dict[str, Any] = read(path) if path.exists() else {"kind": KIND, "targets": {}}
     entry = {
         "digest": digests.pop(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "reason": " ".join(reason.split()),
     }
-    before = said["targets"].get(target, {}).get("digest")
-    targets = {**said["targets"], target: {**entry, "results": kept}}
-    written = {
-        "kind": KIND,
-        "schema": results.SCHEMA,
-        "targets": dict(sorted(targets.items())),
-        "history": [*said.get("history", []), {"target": target, **entry}],
-    }
-    atomic.write_text(path, json.dumps(written, indent=1) + "\n")
+    # What another update of the file writes meanwhile must not be lost.
+    with atomic.alone(path):
+        said: dict[str, Any] = read(path) if path.exists() else {"targets": {}, "history": []}
+        before = said["targets"].get(target, {}).get("digest")
+        targets = {**said["targets"], target: {**entry, "results": kept}}
+        written = {
+            "kind": KIND,
+            "schema": results.SCHEMA,
+            "targets": dict(sorted(targets.items())),
+            "history": [*said["history"], {"target": target, **entry}],
+        }
+        atomic.write_text(path, json.dumps(written, indent=1) + "\n")
     return {
         "kind": "baseline-update",
         "path": str(path),
@@ -134,3 +143,15 @@ def update(path: Path, paths: Sequence[Path], reason: str) -> dict[str, Any]:
         "replaced": before,
         **entry,
     }
+
+
+def _doubts(given: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What a gate trusts, and what of these results is not that."""
+    bench, verify = given.get("bench", {}), given.get("verify", {})
+    if bench.get("partial"):
+        yield "a whole measurement", "one that was interrupted"
+    if reasons := bench.get("unstable_because"):
+        first = reasons[0] if isinstance(reasons, list) else reasons
+        yield "a stable measurement", f"an unstable one: {first}"
+    if note := verify.get("note"):
+        yield "a verification of what it was asked to judge", str(note)

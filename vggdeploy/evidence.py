@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy import parity
-from vggdeploy.benchmarks import bootstrap, statistics
+from vggdeploy.benchmarks import statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 
     Result = Mapping[str, Any]
     Interval = tuple[float, float]
+    _Ends = tuple[float, float, float]
 
 MOST = 1e4
 """Times as much of a sample as is still worth to be named."""
+
+QUERIES, SECONDS, FULL = "--queries", "--seconds", "--mlperf --full"
+"""Flags by which ``bench`` takes more samples. LoadGen decides by itself how many it takes, and the
+queue beside latency is as long as is asked for in time."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Evidence:
         unit: ``images``, ``queries``; empty where it is exact.
         at: the interval that so many times as much of the same would have.
         lacking: why there is no interval where there should be one; empty otherwise.
+        seconds: that `amount` queries took.
+        flag: by which ``bench`` takes more.
     """
 
     value: float
@@ -46,6 +53,8 @@ class Evidence:
     unit: str = ""
     at: Callable[[float], Interval] | None = None
     lacking: str = ""
+    seconds: float = 0.0
+    flag: str = ""
 
     def needed(self, decided: Callable[[Interval], bool]) -> int | None:
         """How many `unit` would decide, were they like those that were seen; None for more than
@@ -90,7 +99,7 @@ def of(metric: Metric, result: Result, value: float) -> Evidence:
             return Evidence(value, lacking="one image has no interval of its mean")
         return _narrowing(value, tuple(ends), int(result["parity"]["n"]), "images")
     if metric.name in ("p50", "p99"):
-        return _percentile(value, int(metric.name[1:]), sorted(result["samples_s"]))
+        return _percentile(value, int(metric.name[1:]), result)
     if metric.name == "throughput":
         return _throughput(value, result)
     if metric.name == "utilisation":
@@ -98,103 +107,121 @@ def of(metric: Metric, result: Result, value: float) -> Evidence:
     return Evidence(value)
 
 
-def beside(metric: Metric, now: Evidence, then: Evidence, pair: tuple[Result, Result]) -> Evidence:
+def beside(metric: Metric, now: Evidence, then: Evidence) -> Evidence:
     """How many times worse than the baseline a figure is.
 
     Args:
         metric: which.
         now: what the result shows.
         then: what the baseline's shows.
-        pair: both results.
 
     Returns:
-        the ratio, above 1 where it is worse. Latencies are drawn anew from both series of samples
-        (`bootstrap.ratio`); of other figures each side's own interval goes into the ratio's, as if
-        both were independent.
+        the ratio, above 1 where it is worse, of ``sqnr`` that of the noise's power; infinite where
+        either figure is not above zero. `at` is of both with the same amount, the baseline with no
+        less than it has.
     """
-    if metric.name in ("p50", "p99"):
-        found = bootstrap.ratio(
-            *(each["samples_s"] for each in pair),
-            paired=False,
-            statistic="median" if metric.name == "p50" else "p99",
-        )
-        if found.ci95 is None:
-            return Evidence(found.value, lacking=_few(metric, pair))
-        amount = min(len(each["samples_s"]) for each in pair)
-        return _narrowing(found.value, found.ci95, amount, "queries")
+
+    def at(times: float) -> _Ends:
+        others = times * now.amount / then.amount if then.amount else 1.0
+        return _ratio(metric, _ends(now, times), _ends(then, max(1.0, others)))
+
+    if metric.name != "sqnr" and min(now.value, then.value) <= 0:
+        return Evidence(math.inf)
+    low, value, high = at(1.0)
+    if lacking := now.lacking or (then.lacking and f"the baseline: {then.lacking}"):
+        return Evidence(value, lacking=lacking)
+    if now.at is None and then.at is None:
+        return Evidence(value)
+    return Evidence(
+        value, (low, high), now.amount, now.unit, lambda times: at(times)[::2],
+        seconds=now.seconds, flag=now.flag,
+    )  # fmt: skip
+
+
+def _ratio(metric: Metric, now: _Ends, then: _Ends) -> _Ends:
+    """The ratio of two independent figures with its interval.
+
+    MOVER, in logarithms: above the ratio lie the upper distance of the figure over the line and the
+    lower one of that under it, and the other way round below it, each pair by Pythagoras (G. Y. Zou
+    and A. Donner, "Construction of confidence limits about effect measures: a general approach",
+    Statistics in Medicine 27, 2008; R. G. Newcombe, "MOVER-R confidence intervals for ratios and
+    products of two independently estimated quantities", Statistical Methods in Medical Research 25,
+    2016).
+    """
     if metric.name == "sqnr":
-        # Of the noise's power.
-        value = 10 ** ((then.value - now.value) / 10)
-        spread = math.hypot(*(math.log(10) / 10 * _half(each) for each in (now, then)))
+        over, under = _noise(now), _noise(then)
     else:
-        worse, better = (then, now) if metric.more_is_better else (now, then)
-        if better.value <= 0 or worse.value <= 0:
-            return Evidence(math.inf if better.value <= 0 else 0.0)
-        value = worse.value / better.value
-        spread = math.hypot(*(_half(each) / each.value for each in (now, then)))
-    if now.interval is None and then.interval is None:
-        return Evidence(value, lacking=now.lacking or then.lacking)
-    ends = value * math.exp(-spread), value * math.exp(spread)
-    return _narrowing(value, ends, now.amount, now.unit)
+        over, under = (then, now) if metric.more_is_better else (now, then)
+    value = over[1] / under[1]
+    less = math.hypot(math.log(over[1] / over[0]), math.log(under[2] / under[1]))
+    more = math.hypot(math.log(over[2] / over[1]), math.log(under[1] / under[0]))
+    return value * math.exp(-less), value, value * math.exp(more)
 
 
-def _few(metric: Metric, pair: tuple[Result, Result]) -> str:
-    fewest = bootstrap.FEWEST if metric.name == "p50" else statistics.needed(99)
-    counts = " and ".join(f"{len(each['samples_s']):,}" for each in pair)
-    return f"{counts} samples are too few: bench both with --queries {fewest}"
+def _ends(evidence: Evidence, times: float) -> _Ends:
+    """A figure between the ends that it would have of so many times as much."""
+    low, high = evidence.at(times) if evidence.at else (evidence.value, evidence.value)
+    return low, evidence.value, high
 
 
-def _half(evidence: Evidence) -> float:
-    if evidence.interval is None:
-        return 0.0
-    return (evidence.interval[1] - evidence.interval[0]) / 2
+def _noise(ends: _Ends) -> _Ends:
+    """The noise's power over the signal's, of decibels the other way round."""
+    low, value, high = (10 ** (-each / 10) for each in reversed(ends))
+    return low, value, high
 
 
-def _narrowing(value: float, ends: Interval, amount: float, unit: str) -> Evidence:
+def _narrowing(
+    value: float, ends: Interval, amount: float, unit: str, seconds: float = 0.0, flag: str = ""
+) -> Evidence:
     """An interval that shrinks with the square root of the sample around its value."""
-    low, high = ends
+    low, high = min(ends[0], value), max(ends[1], value)
 
     def at(times: float) -> Interval:
         scale = math.sqrt(times)
         return value - (value - low) / scale, value + (high - value) / scale
 
-    return Evidence(value, (low, high), amount, unit, at)
+    return Evidence(value, (low, high), amount, unit, at, seconds=seconds, flag=flag)
 
 
-def _percentile(value: float, percent: int, ordered: list[float]) -> Evidence:
-    ends = statistics.interval(ordered, percent)
+def _percentile(value: float, percent: int, result: Result) -> Evidence:
+    samples = result["samples_s"]
+    count, worth = len(samples), statistics.independent(samples, percent)
+    ends = statistics.interval(sorted(samples), percent, worth=worth)
     if ends is None:
-        fewest = statistics.needed(percent)
+        fewest = math.ceil(statistics.needed(percent) * max(1.0, count / max(worth, 1.0)))
         what = "median" if percent == 50 else f"{percent}th percentile"
+        together = f", worth {int(worth)} that stand alone," if worth < count else ""
+        flag = FULL if result.get("mlperf") else f"--queries {fewest}"
         return Evidence(
-            value,
-            lacking=f"{len(ordered)} samples do not show a {what}: bench with --queries {fewest}",
+            value, lacking=f"{count} samples{together} do not show a {what}: bench with {flag}"
         )
-    return _narrowing(value, ends, len(ordered), "queries")
+    flag = FULL if result.get("mlperf") else QUERIES
+    return _narrowing(value, ends, count, "queries", float(result["measured_seconds"]), flag)
 
 
 def _utilisation(value: float, result: Result) -> Evidence:
     """By the rate that it was computed from; the peak is taken for exact."""
     if result["scenario"] == "throughput":
         rate = _throughput(result["throughput_ips"], result)
-        if rate.interval is None:
-            return Evidence(value, lacking=rate.lacking)
-        low, high = (value * end / rate.value for end in rate.interval)
-        return _narrowing(value, (low, high), rate.amount, rate.unit)
-    median = _percentile(result["latency_s"]["p50"], 50, sorted(result["samples_s"]))
-    if median.interval is None:
-        return Evidence(value, lacking=median.lacking)
-    low, high = (value * median.value / end for end in reversed(median.interval))
-    return _narrowing(value, (low, high), median.amount, median.unit)
+        ends = rate.interval and tuple(value * end / rate.value for end in rate.interval)
+    else:
+        rate = _percentile(result["latency_s"]["p50"], 50, result)
+        ends = rate.interval and tuple(value * rate.value / end for end in rate.interval[::-1])
+    if not ends:
+        return Evidence(value, lacking=rate.lacking)
+    return _narrowing(value, (ends[0], ends[1]), rate.amount, rate.unit, rate.seconds, rate.flag)
 
 
 def _throughput(value: float, result: Result) -> Evidence:
-    """By successive stretches of the run."""
-    ends = result.get("throughput_ci95")
-    if ends is None:
+    """By successive stretches of the queue, which beside latency is a loop of its own that only
+    time makes longer."""
+    ends, queries = result.get("throughput_ci95"), result.get("throughput_queries")
+    if ends is None or not queries:
         return Evidence(
             value,
             lacking=f"too few queries for an interval, or of scenario {result['scenario']}: bench "
             "with --scenario throughput",
         )
-    return _narrowing(value, (ends[0], ends[1]), len(result["samples_s"]), "queries")
+    flag = QUERIES if result["scenario"] == "throughput" else SECONDS
+    seconds = queries * int(result["batch"]) / value
+    return _narrowing(value, (ends[0], ends[1]), int(queries), "queries", seconds, flag)

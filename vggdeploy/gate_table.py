@@ -22,13 +22,27 @@ _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 def cells(criterion: Criterion) -> tuple[str, str, str, str, str]:
     """A criterion's row, by `COLUMNS`."""
+    bound, value = _apart(criterion)
     return (
         criterion.name,
-        f"{criterion.bound:.6g} {criterion.unit}".strip(),
-        "none" if criterion.value is None else f"{criterion.value:.6g}",
+        f"{bound} {criterion.unit}".strip(),
+        value,
         "{:.5g} to {:.5g}".format(*criterion.interval) if criterion.interval else "",
         criterion.verdict + (" (emulated)" if criterion.execution == "emulated" else ""),
     )
+
+
+def _apart(criterion: Criterion) -> tuple[str, str]:
+    """Bound and value: bytes to the last, else six digits, and more where two figures would look
+    like one."""
+    bound, value = criterion.bound, criterion.value
+    if criterion.unit == "bytes":
+        return f"{bound:,.0f}", "none" if value is None else f"{value:,.0f}"
+    if value is None:
+        return f"{bound:.6g}", "none"
+    shown = ((f"{bound:.{digits}g}", f"{value:.{digits}g}") for digits in range(6, 18))
+    told = (pair for pair in shown if pair[0] != pair[1] or bound == value)
+    return next(told, (str(bound), str(value)))
 
 
 def sentence(criterion: Criterion) -> str:

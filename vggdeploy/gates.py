@@ -7,8 +7,9 @@ a bound that has no figure to be held against: a missing measurement never passe
 
 from __future__ import annotations
 
+import contextlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vggdeploy import evidence
@@ -18,7 +19,7 @@ from vggdeploy.machine import require_same
 from vggdeploy.policy import METRICS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from vggdeploy.evidence import Evidence, Interval
     from vggdeploy.policy import Metric, Policy
@@ -152,21 +153,23 @@ def comparable(
     """Make sure that a measurement can be held against the baseline's, if a policy asks for it.
 
     Args:
-        bench: the measurement; its scenario, batch, network and machine are looked at.
+        bench: the measurement; its scenario, batch, network, device, load and machine are looked
+            at.
         policy: what it is held against.
         then: the baseline's results by kind, if there are any.
-        across_machines: allows another machine.
+        across_machines: allows another machine, and another device.
 
     Returns:
         what the machines do not have in common, where that is allowed.
 
     Raises:
-        ResultError: when they are of different scenarios, batches, networks or machines.
+        ResultError: when they are of different scenarios, batches, networks, devices, loads or
+            machines.
     """
     if not then or "bench" not in then or not _of_bench(policy):
         return ()
-    comparison.require_comparable(then["bench"], bench)
-    return require_same(then["bench"], bench, across_machines=across_machines)
+    cautions = comparison.require_comparable(then["bench"], bench, across_machines=across_machines)
+    return cautions + require_same(then["bench"], bench, across_machines=across_machines)
 
 
 def by_kind(results: Sequence[Result]) -> dict[str, Result]:
@@ -241,25 +244,36 @@ def _relative(
     if result is None or value is None:
         return made.unknown(why)
     other, before, why = _figure(metric, then)
+    made = replace(made, then=other)
     if other is None or before is None:
         return made.unknown(f"the baseline has no such figure: {why}")
-    ratio = evidence.beside(
-        metric,
-        _evidence(metric, result, value),
-        _evidence(metric, other, before),
-        (result, other),
-    )
+    with _readable(metric):
+        rates = comparison.rates_apart(result, other)
+        ratio = evidence.beside(
+            metric, _evidence(metric, result, value), _evidence(metric, other, before)
+        )
+    if rates and metric.name in _SPEED:
+        return made.unknown(
+            f"arrivals decide it, and {rates[0]:.6g} and {rates[1]:.6g} a second were found: bench "
+            f"both with --rate {min(rates):.6g}"
+        )
     if not math.isfinite(ratio.value):
-        return made.unknown("the figure, or the baseline's, is zero: there is no ratio")
+        return made.unknown("the figure, or the baseline's, is not above zero: there is no ratio")
     return made.judged(ratio, met=lambda x: x <= bound)
 
 
 def _evidence(metric: Metric, result: Result, value: float) -> Evidence:
-    try:
+    with _readable(metric):
         found = evidence.of(metric, result, value)
-        if not all(math.isfinite(end) for end in found.interval or ()):
-            raise ValueError(f"interval {found.interval}")
+        if not all(map(math.isfinite, (*(found.interval or ()), found.seconds))):
+            raise ValueError(f"interval {found.interval} of {found.seconds} s")
         return found
+
+
+@contextlib.contextmanager
+def _readable(metric: Metric) -> Iterator[None]:
+    try:
+        yield
     except (KeyError, TypeError, ValueError, ArithmeticError, IndexError) as error:
         raise ResultError(
             f"a result does not say how sure its {metric.name} is",
@@ -313,13 +327,14 @@ _ABSENT = {
 
 @dataclass(frozen=True)
 class _Made:
-    """A criterion as far as it is known before the figure is judged."""
+    """A criterion as far as it is known before the figure is judged; `then` has the baseline's."""
 
     metric: Metric
     name: str
     bound: float
     unit: str
     result: Result | None
+    then: Result | None = None
 
     @property
     def execution(self) -> str:
@@ -346,16 +361,20 @@ class _Made:
         self, found: Evidence, met: Callable[[float], bool]
     ) -> tuple[Verdict, str, dict[str, int] | None]:
         assert self.result is not None
-        if self.metric.kind == "verify" and (note := _look(self.result, "note", str)):
-            # What was asked to be judged was not.
-            return "inconclusive", str(note), None
+        for whose, each in (("", self.result), ("the baseline: ", self.then)):
+            if self.metric.kind == "verify" and each and (note := _look(each, "note", str)):
+                # What was asked to be judged was not.
+                return "inconclusive", f"{whose}{note}", None
+        if self._unstable(self.then):
+            # Nor does a fail show anything then: what it is beside may be what is wrong.
+            return "inconclusive", "the baseline was measured unstable: make another", None
         ends = found.interval or (found.value, found.value)
         kept = [met(end) for end in ends]
         if found.lacking:
             return "inconclusive", found.lacking, None
         if not any(kept):
             return "fail", "", None
-        if self.metric.name in _SPEED and _look(self.result, "unstable_because", list):
+        if self._unstable(self.result):
             return "inconclusive", "the measurement was unstable", None
         if all(kept):
             return "pass", "", None
@@ -364,21 +383,25 @@ class _Made:
         undecided = f"{found.amount:,.0f} {found.unit} leave {low:.6g} to {high:.6g}"
         if count is None:
             return "inconclusive", f"{undecided}: it is too near to its bound to be told", None
-        said = f"{undecided}: about {count:,} like these would decide{self._how(count)}"
+        said = f"{undecided}: about {count:,} like these would decide{self._how(found, count)}"
         return "inconclusive", said, {found.unit: count}
 
-    def _how(self, count: int) -> str:
+    def _unstable(self, result: Result | None) -> bool:
+        speed = result is not None and self.metric.name in _SPEED
+        return speed and bool(_look(result, "unstable_because", list))
+
+    def _how(self, found: Evidence, count: int) -> str:
         """The time that many queries take, or where images come from."""
-        assert self.result is not None
         if self.metric.kind == "verify":
             return "; give more with --data"
-        samples = len(_look(self.result, "samples_s", list))
-        seconds = count / samples * float(_look(self.result, "measured_seconds", float))
-        return f" ({seconds:.3g} s): bench with --queries {count}"
+        seconds = count / found.amount * found.seconds
+        number = {evidence.QUERIES: count, evidence.SECONDS: math.ceil(seconds)}.get(found.flag)
+        flag = found.flag if number is None else f"{found.flag} {number}"
+        return f" ({seconds:.3g} s): bench {'both ' if self.then else ''}with {flag}"
 
 
 _SPEED = ("p50", "p99", "throughput", "utilisation", "energy")
-"""What an unstable measurement does not show."""
+"""What an unstable measurement does not show, nor one under another load."""
 
 
 def _look(result: Any, key: str, kind: type = object) -> Any:

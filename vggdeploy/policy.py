@@ -7,7 +7,6 @@ otherwise for a target; a flag comes before them.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -252,30 +251,34 @@ def ratios(words: Collection[str]) -> dict[str, float]:
 
 
 def _number(key: str, value: Any, where: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) < HUGE:
         raise ConfigError(
             f"{where}: bound {key} is wrong",
-            got=repr(value),
-            expected="a finite number",
+            got=repr(value)[:40],
+            expected=f"a number below {HUGE:g}",
             fix="mend the flag or the setting",
         )
 
 
 def _check(key: str, value: Any, where: str) -> None:
+    """Refuse what every figure keeps, and what none can be, or be shown to be."""
     _number(key, value, where)
     metric = next(each for each in METRICS.values() if each.bound == key)
-    expected = None
-    if metric.high == 1 and not metric.low <= value <= 1:
-        expected = "a share, 0 to 1; divide percent by 100" if metric.low == 0 else "-1 to 1"
+    exact = metric.name == "cosine"  # that every image has 1 is seen, where a share of 1 is not
+    if metric.low < value < metric.high or (exact and value == metric.high):
+        return
+    if metric.high == HUGE:
+        expected = f"above {metric.low:g}"
     elif metric.name in ("agreement", "top1") and value == 1:
         # One more image may always be another.
         expected = "below 1: no number of images shows that all would"
-    elif not metric.more_is_better and metric.low == 0 and value <= 0:
-        expected = "above 0"
-    if expected:
-        raise ConfigError(
-            f"{where}: bound {key} is wrong",
-            got=value,
-            expected=expected,
-            fix="mend the flag or the setting",
-        )
+    else:
+        expected = f"above {metric.low:g} and {'at most' if exact else 'below'} 1"
+        expected += "; divide percent by 100" if metric.low == 0 else ""
+    raise ConfigError(
+        f"{where}: bound {key} is wrong",
+        got=value,
+        expected=expected,
+        fix="mend the flag or the setting",
+    )

@@ -62,6 +62,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=_absolute,
         help="What 'vggdeploy baseline' wrote, for max_ratio of a marker.",
     )
+    group.addoption(
+        "--vggdeploy-trusted-keys",
+        metavar="PATH",
+        type=_absolute,
+        help="Public keys, a file or a folder: bundles that none of them signed are refused.",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -96,11 +102,11 @@ def _path(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session", name=_BUNDLE)
-def _opened(_vggdeploy_path: Path) -> Bundle:
+def _opened(pytestconfig: pytest.Config, _vggdeploy_path: Path) -> Bundle:
     with _told():
         from vggdeploy.bundle import open_bundle
 
-        return open_bundle(_vggdeploy_path)
+        return open_bundle(_vggdeploy_path, pytestconfig.getoption("vggdeploy_trusted_keys"))
 
 
 @pytest.fixture(scope="session", name=_VERIFIED)
@@ -112,6 +118,7 @@ def _verified(pytestconfig: pytest.Config, _vggdeploy_bundle: Bundle) -> dict[st
             _vggdeploy_bundle.path,
             data=pytestconfig.getoption("vggdeploy_data"),
             device=pytestconfig.getoption("vggdeploy_device"),
+            trusted=pytestconfig.getoption("vggdeploy_trusted_keys"),
         )
 
 

@@ -10,7 +10,7 @@ from vggdeploy.benchmarks.search import UNTRIED
 from vggdeploy.terminal import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from vggdeploy.terminal import Terminal
 
@@ -101,19 +101,25 @@ def _show_winner(terminal: Terminal, result: Mapping[str, Any]) -> None:
     )
 
 
+_FIGURES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "latency": lambda side: duration(side["p50"]),
+    "throughput": lambda side: f"{side['images_per_s']:.2f} images/s",
+    "rate": lambda side: f"{side['queries_per_s']:.2f} queries/s",
+}
+"""A side's figure, by the metric of a comparison."""
+
+
 def show_comparison(terminal: Terminal, result: Mapping[str, Any]) -> None:
     """Both sides, and the verdict in words."""
-    latency = result["metric"] == "latency"
     rows = []
     for name in ("a", "b"):
         side = result[name]
-        figure = duration(side["p50"]) if latency else f"{side['images_per_s']:.2f} images/s"
+        figure = _FIGURES[result["metric"]](side)
         rows.append((name.upper(), side["bundle"], side["target"], str(side["samples"]), figure))
     turns = ", query by query in turn" if result["paired"] else ""
     terminal.line(f"{result['scenario']} at batch {result['batch']}{turns}")
-    terminal.table(
-        ("", "bundle", "target", "samples", "median" if latency else "throughput"), rows, left=3
-    )
+    what = comparison.WHAT[result["metric"]]
+    terminal.table(("", "bundle", "target", "samples", what), rows, left=3)
     for caution in result["cautions"]:
         terminal.line(caution, style="yellow")
     terminal.line(comparison.words(result), style=f"bold {_COLOURS[result['verdict']]}")

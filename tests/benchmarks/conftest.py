@@ -92,3 +92,17 @@ def foreign(small_graph: Callable[..., Any], tmp_path: Path) -> list[str]:
     recipe = tmp_path / "small.toml"
     recipe.write_text('size = [32, 32]\nresize = "stretch"\nmean = [0, 0, 0]\nstd = [1, 1, 1]\n')
     return ["--model", str(tmp_path / "small.onnx"), "--preprocess", str(recipe)]
+
+
+@pytest.fixture
+def autoregressive() -> Any:
+    """Makes values of variance 1, each `rho` of the one before and the rest new."""
+
+    def make(rng: np.random.Generator, count: int, rho: float) -> Any:
+        noise = rng.standard_normal(count) * np.sqrt(1 - rho**2)
+        values = [rng.standard_normal()]
+        for each in noise[1:]:
+            values.append(rho * values[-1] + each)
+        return np.array(values)
+
+    return make

@@ -237,7 +237,7 @@ def test_impossible_time(measured: Any, seconds: float) -> None:
 KEYS = {
     "kind", "bundle", "target", "digest", "scenario", "batch", "device", "settings", "latency_s",
     "ci95", "early_stopping", "samples_s", "started_s", "throughput_ips", "throughput_requests",
-    "throughput_by_batch", "warmup", "measured_seconds", "partial", "budget", "energy",
+    "throughput_queries", "throughput_by_batch", "warmup", "measured_seconds", "partial", "budget", "energy",
     "temperature_c", "stable", "unstable_because", "advice", "engine_bytes", "system", "mlperf",
 }  # fmt: skip
 
@@ -283,9 +283,15 @@ def test_throughput_is_measured_in_the_queue(measured: Any) -> None:
     result = measured(scenario="throughput", batch=2)
     assert result["throughput_ips"] == 16.0
     assert result["samples_s"] == [0.5] * 80  # four are in flight
-    assert result["throughput_requests"] == 4
+    assert (result["throughput_requests"], result["throughput_queries"]) == (4, 80)
     assert [o.goal for o in result["opened"]] == ["throughput", "latency"]  # its layers
     assert result["budget"]["achieved_macs_per_s"] == pytest.approx(16 * by_hand())
+
+
+def test_the_queue_beside_latency_says_its_own_length(measured: Any) -> None:
+    result = measured(queries=400)
+    assert (len(result["samples_s"]), result["throughput_queries"]) == (400, 80)
+    assert measured(seconds=20.0)["throughput_queries"] == 160
 
 
 def test_multistream_has_eight_samples_a_query(measured: Any) -> None:

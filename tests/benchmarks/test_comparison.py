@@ -126,6 +126,7 @@ def test_stretches_are_of_as_many_queries_each() -> None:
         ({"model": {"name": "vgg11"}}, "different model: got vgg16 and vgg11"),
         ({"budget": {"macs": 2000}}, "multiply-accumulates: got 1,000 and 2,000"),
         ({"model": None}, "different model: got vgg16 and nothing"),
+        ({"device": {"device": "GPU"}}, "different device: got nothing and GPU"),
     ],
 )
 def test_what_is_not_comparable_is_named_with_both_values(
@@ -147,6 +148,43 @@ def test_other_machines_are_refused_unless_allowed() -> None:
         comparison.compare(result([0.1] * 9), other)
     found = comparison.compare(result([0.1] * 9), other, across_machines=True)
     assert any("Other CPU" in caution for caution in found["cautions"])
+
+
+def served(rate: float, *, found: bool, bound: float | None = None) -> dict[str, Any]:
+    server = {"rate": rate, "found": found, "p99_bound_s": bound}
+    return result([0.1] * 9, scenario="server", server=server)
+
+
+def test_servers_are_compared_under_one_rate_of_arrivals() -> None:
+    found = comparison.compare(served(5.0, found=False), served(5.0, found=False, bound=0.2))
+    assert (found["metric"], found["ratio"]) == ("latency", 1.0)
+    with pytest.raises(ResultError, match=r"different arrivals a second: got 5.0 and 20.0"):
+        comparison.compare(served(5.0, found=False), served(20.0, found=False))
+
+
+def test_rates_that_were_found_are_what_is_compared() -> None:
+    a, b = (served(rate, found=True, bound=0.2) for rate in (5.0, 20.0))
+    found = comparison.compare(a, b)
+    assert (found["metric"], found["ratio"], found["ci95"]) == ("rate", 0.25, None)
+    assert found["verdict"] == "no difference shown"
+    assert (found["a"]["queries_per_s"], found["b"]["queries_per_s"]) == (5.0, 20.0)
+    assert comparison.words(found) == (
+        "no difference shown: A's rate of arrivals is 0.250 times B's (found by trials, which have "
+        "no interval: bench both with one --rate)"
+    )
+    assert comparison.rates_apart(a, b) == (5.0, 20.0)
+    assert comparison.rates_apart(a, a) is None
+    assert comparison.rates_apart(served(5.0, found=False), served(5.0, found=False)) is None
+    with pytest.raises(ResultError, match=r"different bounds .*: got 0.2 and 0.3"):
+        comparison.compare(a, served(5.0, found=True, bound=0.3))
+    with pytest.raises(ResultError, match="different ways to the arrivals: got found and given"):
+        comparison.compare(a, served(5.0, found=False))
+
+
+def test_another_device_is_a_caution_where_machines_may_differ() -> None:
+    a, b = (result([0.1] * 9, device={"device": name}) for name in ("CPU", "GPU"))
+    found = comparison.compare(a, b, across_machines=True)
+    assert found["cautions"] == ["different devices: CPU and GPU"]
 
 
 def test_doubts_come_along() -> None:

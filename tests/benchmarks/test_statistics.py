@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vggdeploy.benchmarks import statistics
-from vggdeploy.benchmarks.statistics import early_stopping, interval, summarize
+from vggdeploy.benchmarks.statistics import early_stopping, interval, interval_in_time, summarize
 
 samples = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=300)
 
@@ -137,7 +138,8 @@ def test_half_width_of_the_medians_interval() -> None:
     values = [float(v) for v in range(1, 101)]
     low, high = interval(values, 50)  # type: ignore[misc]
     assert (low, high) == (40, 61)
-    assert statistics.half_width(values[::-1]) == 10.5 / 50
+    mixed = np.random.default_rng(0).permutation(values).tolist()
+    assert statistics.half_width(mixed) == 10.5 / 50
     assert statistics.half_width([1.0] * 5) == math.inf
 
 
@@ -158,3 +160,56 @@ def test_half_width_of_the_medians_interval() -> None:
 )
 def test_when_a_bound_is_exceeded(latencies: list[float], above: bool) -> None:
     assert statistics.exceeds(latencies, 1.0) is above
+
+
+def test_samples_that_are_worth_fewer_have_the_ranks_of_so_many() -> None:
+    values = [float(v) for v in range(1, 1001)]
+    assert interval(values, 50, worth=100.9) == (391, 610)  # 40 and 61 of 100
+    low, _ = interval(values[:368], 99)  # type: ignore[misc]
+    assert interval(values, 99, worth=368) == ((low - 1) * 1000 // 368 + 1, 1000)
+    assert interval(values, 99, worth=367) is None
+
+
+def waits(rng: np.random.Generator, runs: int, count: int, load: float) -> Any:
+    """Latencies ``[runs, count]`` of queries that take 1 and arrive at random (Lindley's recursion:
+    each waits for what the one before left), after as many that are not counted."""
+    steps = 1 - rng.exponential(1 / load, (runs, 2 * count))
+    walk = np.cumsum(steps, axis=1)
+    waited = walk - np.minimum(0.0, np.minimum.accumulate(walk, axis=1))
+    return 1 + waited[:, count:]
+
+
+@pytest.mark.parametrize(("percent", "count"), [(50, 200), (99, 8000)])
+def test_intervals_cover_where_queries_wait_for_each_other(percent: int, count: int) -> None:
+    rng = np.random.default_rng(7)
+    truth = float(np.quantile(waits(rng, 100, 20_000, 0.7), percent / 100))
+    found = [
+        (interval_in_time(row, percent), interval(sorted(row), percent))
+        for row in waits(rng, 400, count, 0.7).tolist()
+    ]
+    made = [each for each, _ in found if each is not None]
+    assert len(made) > 200
+    assert sum(low <= truth <= high for low, high in made) / len(made) >= 0.93
+    # As if each stood alone they are too narrow.
+    alone = [each for _, each in found if each is not None]
+    assert sum(low <= truth <= high for low, high in alone) / len(alone) < 0.85
+
+
+@pytest.mark.parametrize(("percent", "count"), [(50, 6), (99, 368)])
+def test_independent_samples_are_worth_nearly_what_they_are(percent: int, count: int) -> None:
+    rng = np.random.default_rng(8)
+    draws = rng.exponential(size=(400, count)).tolist()
+    worth = [statistics.independent(each, percent) for each in draws]
+    assert np.median(worth) == count
+    assert statistics.independent([], percent) == 0
+    assert statistics.independent([1.0] * count, percent) == count
+
+
+def test_drift_leaves_the_range_of_the_samples() -> None:
+    """All that is seen holds the median, however slowly it moves; a 99th percentile it does not."""
+    drift = [1 + 0.001 * k for k in range(1000)]
+    short = drift[:100]
+    assert statistics.independent(short, 50) == 6
+    assert interval_in_time(short, 50) == (short[0], short[-1])
+    assert statistics.independent(drift, 50) < 15
+    assert interval_in_time(drift, 99) is None

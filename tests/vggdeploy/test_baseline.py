@@ -1,6 +1,7 @@
 """The committed baseline: written with a reason, one entry a target, and held against."""
 
 import json
+import threading
 
 import pytest
 from test_gates import BENCH, VERIFY, changed, slower
@@ -79,6 +80,8 @@ def test_another_target_stays_and_history_grows(keep, tmp_path):
     [
         ([BENCH], " ", ConfigError, "needs a reason"),
         ([changed(BENCH, partial=True)], "why", ResultError, "interrupted"),
+        ([changed(BENCH, unstable_because=["a busy CPU"])], "why", ResultError, "one: a busy CPU"),
+        ([changed(VERIFY, note="the probes were judged")], "why", ResultError, "the probes were"),
         ([{"kind": "build", "digest": "d"}], "why", ResultError, "nothing to hold others against"),
         ([VERIFY, changed(BENCH, digest="e" * 64)], "why", ResultError, "different bundles"),
         ([BENCH, BENCH], "why", ResultError, "two results of kind"),
@@ -95,7 +98,11 @@ def test_what_is_no_baseline_is_refused_and_nothing_written(
 
 @pytest.mark.parametrize(
     "content", ["{", "[]", '{"kind": "bench", "schema": 1}',
-                '{"kind": "baseline", "schema": 1, "targets": {"ov-int8": {}}}'],
+                '{"kind": "baseline", "schema": 1, "targets": {"ov-int8": {}}, "history": []}',
+                '{"kind": "baseline", "schema": 1, "targets": {}, "history": null}',
+                '{"kind": "baseline", "schema": 1, "targets": {}}',
+                '{"kind": "baseline", "schema": 1, "history": [], '
+                '"targets": {"ov-int8": {"results": [], "digest": 5}}}'],
 )  # fmt: skip
 def test_a_file_that_is_no_baseline_is_an_error(keep, tmp_path, content):
     out = tmp_path / "baseline.json"
@@ -105,3 +112,27 @@ def test_a_file_that_is_no_baseline_is_an_error(keep, tmp_path, content):
     with pytest.raises(ResultError):
         baseline.update(out, [now], "why")
     assert out.read_text() == content
+
+
+def test_two_updates_at_once_lose_nothing(keep, tmp_path, monkeypatch):
+    """The second begins when the first has read the file and not yet written it."""
+    out = tmp_path / "baseline.json"
+    baseline.update(out, keep(BENCH), "first")
+    (other,) = keep(changed(VERIFY, target="ov-fp32", digest="f" * 64))
+    (again,) = keep(slower(2))
+    real = baseline.read
+    second = threading.Thread(target=baseline.update, args=(out, [other], "floats"))
+
+    def read(path):
+        found = real(path)
+        if not second.ident:
+            second.start()
+            second.join(0.2)
+        return found
+
+    monkeypatch.setattr(baseline, "read", read)
+    baseline.update(out, [again], "slower")
+    second.join()
+    said = real(out)
+    assert list(said["targets"]) == ["ov-fp32", "ov-int8"]
+    assert [entry["reason"] for entry in said["history"]] == ["first", "slower", "floats"]

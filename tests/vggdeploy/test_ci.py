@@ -91,6 +91,17 @@ def test_a_gate_is_a_suite_of_its_criteria():
     assert found.find("system-err").text == "p99 drifts\nCPU differs"
 
 
+def test_bytes_are_shown_to_the_last_and_figures_apart():
+    size = Criterion("max_engine_bytes", 138_357_543, 138_357_544, "fail", unit="bytes")
+    assert gate_table.cells(size)[1:3] == ("138,357,543 bytes", "138,357,544")
+    hair = Criterion("min_cosine", 0.97, 0.97 - 1e-9, "fail")
+    assert gate_table.cells(hair)[1:3] == ("0.97", "0.969999999")
+    assert gate_table.cells(PASSED)[1:3] == ("0.97", "0.98")
+    assert gate_table.cells(dataclasses.replace(size, value=None))[2] == "none"
+    even = Criterion("max_ratio.p50", 1.05, 1.05, "pass")
+    assert gate_table.cells(even)[1:3] == ("1.05", "1.05")
+
+
 def test_what_was_not_verified_has_no_property():
     bench = dataclasses.replace(VERDICTS, execution=None, judged=None, images=0)
     names = {each.get("name") for each in suite(bench).iter("property")}

@@ -31,7 +31,7 @@ VERIFY = {
     },
     "accuracy": {"n": 400, "top1": 0.71, "gained": 1, "lost": 3, "drop": 0.005},
 }
-SAMPLES = [0.040 + 0.00001 * (i * 17 % 421 - 210) for i in range(1, 421)]
+SAMPLES = [0.040 + 0.00001 * float(i - 209) for i in np.random.default_rng(0).permutation(420)]
 BENCH = {
     "kind": "bench",
     "system": SYSTEM,
@@ -50,6 +50,8 @@ BENCH = {
     "latency_s": {"p50": 0.040, "p99": 0.04206},
     "throughput_ips": 25.0,
     "throughput_ci95": [24.9, 25.1],
+    "throughput_queries": 130,
+    "device": {"device": "CPU"},
     "budget": {"macs": 15_470_264_320, "utilisation": 0.8},
     "energy": {"joules_per_image": 0.6},
 }
@@ -179,6 +181,19 @@ def test_utilisation_is_as_sure_as_the_rate_that_it_is_of():
     assert judged([server], min_utilisation=0.7).verdict == "inconclusive"
 
 
+def test_what_would_decide_a_rate_is_what_lengthens_its_queue():
+    """Beside latency that is time: so many queries more would be of the other loop."""
+    found = judged([BENCH], min_throughput=24.95)
+    assert found.verdict == "inconclusive"
+    # (0.1 / 0.05)^2 times 130 queries of 1 image at 25 a second.
+    count = found.needed["queries"]
+    assert count == pytest.approx(520, abs=2)
+    assert f"130 queries leave 24.9 to 25.1: about {count} like these" in found.note
+    assert found.note.endswith("decide (20.8 s): bench with --seconds 21")
+    queue = changed(BENCH, scenario="throughput")
+    assert f"bench with --queries {count}" in judged([queue], min_throughput=24.95).note
+
+
 def test_a_rate_without_an_interval_decides_nothing():
     server = changed(BENCH, scenario="server", throughput_ci95=None)
     for bound in (20, 30):
@@ -241,7 +256,51 @@ def test_a_ratio_within_its_interval_is_inconclusive():
     (found,) = gates.judge(noisy[:1], Policy(max_ratio={"p50": 1.02}), baseline=noisy[1:]).criteria
     assert found.verdict == "inconclusive"
     assert found.needed["queries"] > 40
-    assert "(" in found.note and "bench with --queries" in found.note
+    assert f"s): bench both with --queries {found.needed['queries']}" in found.note
+
+
+@pytest.mark.parametrize("side", ["now", "then"])
+def test_a_ratio_of_what_one_side_lacks_is_inconclusive(side):
+    lacking = {
+        "sqnr": changed(VERIFY, parity={**VERIFY["parity"], "n": 1, "sqnr_ci95": None}),
+        "throughput": changed(BENCH, throughput_ci95=None),
+        "p99": changed(BENCH, samples_s=SAMPLES[:367]),
+    }
+    for name, lame in lacking.items():
+        whole = VERIFY if name == "sqnr" else BENCH
+        now, then = (lame, whole) if side == "now" else (whole, lame)
+        found = gates.judge([now], Policy(max_ratio={name: 2.0}), baseline=[then])
+        assert found.verdict == "inconclusive", name
+        assert found.criteria[0].note.startswith("the baseline: ") == (side == "then")
+
+
+def test_a_ratio_at_the_top_is_told_by_both_intervals():
+    def alike(images):
+        return changed(VERIFY, parity={**VERIFY["parity"], "n": images, "top1_agreement": 1.0})
+
+    for bound, verdict in ((1.005, "inconclusive"), (1.01, "pass")):
+        bounds = Policy(max_ratio={"agreement": bound})
+        found = gates.judge([alike(400)], bounds, baseline=[alike(10_000)])
+        assert found.verdict == verdict
+
+
+@pytest.mark.parametrize("metric", ["p50", "p99", "throughput", "utilisation", "energy"])
+@pytest.mark.parametrize("times", [0.5, 1.8])
+def test_beside_an_unstable_baseline_nothing_is_told(metric, times):
+    then = changed(BENCH, unstable_because=["a busy CPU"])
+    found = gates.judge([slower(times)], Policy(max_ratio={metric: 1.05}), baseline=[then])
+    assert found.verdict == "inconclusive"
+    assert "the baseline was measured unstable" in found.criteria[0].note
+    size = gates.judge([BENCH], Policy(max_ratio={"engine_bytes": 1.05}), baseline=[then])
+    assert size.verdict == "pass"
+
+
+def test_beside_a_baseline_that_judged_the_probes_nothing_is_told():
+    then = changed(VERIFY, note="the probes were judged, not photos")
+    for bound in (0.5, 2.0):
+        found = gates.judge([VERIFY], Policy(max_ratio={"sqnr": bound}), baseline=[then])
+        assert found.verdict == "inconclusive"
+        assert found.criteria[0].note == "the baseline: the probes were judged, not photos"
 
 
 def test_a_ratio_without_a_baseline_is_inconclusive():
@@ -263,6 +322,30 @@ def test_a_baseline_of_another_machine_or_scenario_is_refused():
     )
     with pytest.raises(ResultError, match="different batch"):
         gates.judge([BENCH], bounds, baseline=[changed(BENCH, batch=8)])
+    gpu = changed(BENCH, device={"device": "GPU"})
+    with pytest.raises(ResultError, match="different device: got GPU and CPU"):
+        gates.judge([BENCH], bounds, baseline=[gpu])
+    found = gates.judge([BENCH], bounds, baseline=[gpu], across_machines=True)
+    assert found.cautions == ("different devices: GPU and CPU",)
+
+
+def serving(rate, *, found):
+    said = {"rate": rate, "found": found, "p99_bound_s": 0.1 if found else None}
+    return changed(BENCH, scenario="server", server=said, throughput_ips=rate, throughput_ci95=None)
+
+
+def test_servers_are_judged_under_one_load():
+    bounds = Policy(max_ratio={"p50": 1.1, "p99": 1.1, "energy": 1.1, "resident_bytes": 1.1})
+    alike = gates.judge([serving(5.0, found=False)], bounds, baseline=[serving(5.0, found=False)])
+    assert alike.verdict == "pass"
+    with pytest.raises(ResultError, match=r"arrivals a second: got 20\.0 and 5\.0"):
+        gates.judge([serving(5.0, found=False)], bounds, baseline=[serving(20.0, found=False)])
+    with pytest.raises(ResultError, match="different ways to the arrivals"):
+        gates.judge([serving(5.0, found=True)], bounds, baseline=[serving(5.0, found=False)])
+    # The slower build has the same percentiles, at a quarter of the load.
+    apart = gates.judge([serving(5.0, found=True)], bounds, baseline=[serving(20.0, found=True)])
+    assert [c.verdict for c in apart.criteria] == ["inconclusive"] * 2 + ["pass", "inconclusive"]
+    assert "5 and 20 a second were found: bench both with --rate 5" in apart.criteria[0].note
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -419,7 +502,7 @@ def test_without_any_bound_the_default_holds():
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-@pytest.mark.parametrize("value", [math.nan, math.inf, True, "0.9", [0.9]])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 10**400, -1e30, True, "0.9", [0.9]])
 def test_a_bound_that_is_no_number_is_refused(name, value):
     with pytest.raises(ConfigError, match=f"bound {name} is wrong"):
         policy.make({name: value})
@@ -436,6 +519,13 @@ def test_a_bound_that_is_no_number_is_refused(name, value):
         {"max_p50": 0},
         {"max_p99": -1},
         {"max_engine_bytes": 0},
+        {"min_throughput": 0},
+        {"min_throughput": -5},
+        {"min_utilisation": 0},
+        {"min_agreement": 0},
+        {"min_cosine": -1},
+        {"max_drop": 1},
+        {"max_drop": -1},
     ],
 )
 def test_a_bound_that_cannot_be_is_refused(bounds):

@@ -51,7 +51,10 @@ def test_a_flag_comes_before_a_targets_table_and_that_before_the_rest():
         ({"max_ratio": {"p99": "1.1"}}, r"max_ratio\.p99 is wrong"),
         ({"targets": {"trt_int8": {}}}, "unknown key: got 'trt_int8'.*perhaps 'trt-int8'"),
         ({"targets": {"trt-int8": {"min_snqr": 30}}}, "'min_snqr'.*perhaps 'min_sqnr'"),
-        ({"targets": {"trt-int8": {"min_agreement": 99}}}, r"\[gate.targets.trt-int8\].*0 to 1"),
+        (
+            {"targets": {"trt-int8": {"min_agreement": 99}}},
+            r"\[gate.targets.trt-int8\].*above 0 and below 1",
+        ),
         ({"targets": {"trt-int8": 30}}, "gate.targets.trt-int8 is wrong"),
         ({"targets": 30}, "gate.targets is wrong"),
     ],
@@ -68,6 +71,23 @@ def test_a_share_of_1_is_what_no_sample_shows(key):
     with pytest.raises(ConfigError, match="below 1: no number of images"):
         policy.make({key: 1.0})
     assert policy.make({"min_cosine": 1.0}).min_cosine == 1.0
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ({"min_throughput": 0}, "got 0, expected above 0"),
+        ({"min_cosine": -1}, "expected above -1 and at most 1"),
+        ({"max_drop": 1}, "expected above -1 and below 1"),
+        ({"min_agreement": 0}, "expected above 0 and below 1; divide percent by 100"),
+        ({"max_p50": 10**400}, r"got 10{39}, expected a number below 1e\+30"),
+        ({"max_ratio": {"p50": 10**400}}, "expected a number below"),
+    ],
+)
+def test_what_every_figure_keeps_is_no_bound(bounds, message):
+    with pytest.raises(ConfigError, match=message):
+        policy.make(bounds)
+    assert policy.make({"min_sqnr": -5, "max_drop": -0.01, "min_cosine": -0.5})
 
 
 def test_ratios_by_flag():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vggdeploy import baseline, pipeline, policy, pytest_plugin, verification
+from vggdeploy import baseline, bundle, pipeline, policy, pytest_plugin, signing, verification
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("numpy", "openvino", "torch", "onnx", "PIL", "rich", "typer", "vggdeploy.gates")
@@ -87,7 +87,7 @@ def test_fixtures_and_a_gate_that_passes(project, pytester, tiny_bundle):
 
         @pytest.mark.accuracy_gate(min_agreement=0.5)
         class TestAll:
-            @pytest.mark.accuracy_gate(min_cosine=-1)
+            @pytest.mark.accuracy_gate(min_cosine=-0.99)
             def test_inner(self, parity):
                 pass
         """,
@@ -220,7 +220,7 @@ def test_several_bundles_are_each_verified_once(project, pytester, tiny_bundle, 
         """
         import pytest
 
-        @pytest.mark.accuracy_gate(min_cosine=-1)
+        @pytest.mark.accuracy_gate(min_cosine=-0.99)
         def test_first():
             pass
 
@@ -233,7 +233,7 @@ def test_several_bundles_are_each_verified_once(project, pytester, tiny_bundle, 
         def test_runner(runner):
             assert runner.outputs
 
-        @pytest.mark.accuracy_gate(min_cosine=-1)
+        @pytest.mark.accuracy_gate(min_cosine=-0.99)
         @pytest.mark.parametrize("number", [1, 2])
         def test_last(number):
             pass
@@ -374,9 +374,9 @@ def test_pytest_starts_without_anything_heavy(project, pytester):
 
 def test_the_guide_names_every_option_and_fixture():
     guide = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
-    known = re.findall(r'"(--vggdeploy-\w+)"', inspect.getsource(pytest_plugin))
-    assert len(known) == 4
-    assert set(re.findall(r"--vggdeploy-\w+", guide)) == set(known)
+    known = re.findall(r'"(--vggdeploy-[\w-]+)"', inspect.getsource(pytest_plugin))
+    assert len(known) == 5
+    assert set(re.findall(r"--vggdeploy-[\w-]+", guide)) == set(known)
     assert all(f"| `{name}` |" in guide for name in ("bundle", "runner", "parity"))
     (example,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     bounds = re.search(r"accuracy_gate\((.*)\)", example)[1]
@@ -386,10 +386,24 @@ def test_the_guide_names_every_option_and_fixture():
 
 def test_options_and_marker_explain_themselves(pytester):
     options = pytester.runpytest_subprocess("--help").stdout.str()
-    assert all(f"--vggdeploy-{name}" in options for name in ("bundle", "data", "device"))
+    assert all(f"--vggdeploy-{name}" in options for name in ("bundle", "data", "trusted-keys"))
     assert "@pytest.mark.accuracy_gate(min_agreement=" in (
         pytester.runpytest_subprocess("--markers").stdout.str()
     )
     fixtures = pytester.runpytest_subprocess("--fixtures").stdout.str()
     assert "An open runner" in fixtures
     assert "_vggdeploy" not in fixtures
+
+
+def test_what_no_trusted_key_signed_is_not_run(project, tiny_bundle, tmp_path):
+    pytest.importorskip("cryptography")
+    shutil.copytree(tiny_bundle, tmp_path / "signed")
+    signing.generate(tmp_path / "builder")
+    code = "def test_it(runner): pass\ndef test_too(parity): pass"
+    flags = ["--vggdeploy-bundle", str(tmp_path / "signed")]
+    flags += ["--vggdeploy-trusted-keys", str(tmp_path / "builder.pub")]
+    unsigned = project(code, *flags)
+    unsigned.assert_outcomes(errors=2)
+    ends_in_one_line(unsigned, "is not signed: got nothing, expected a signature by")
+    bundle.sign(tmp_path / "signed", tmp_path / "builder")
+    project(code, *flags).assert_outcomes(passed=2)

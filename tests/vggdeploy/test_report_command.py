@@ -148,7 +148,7 @@ def test_run_writes_a_report(
     options = tiny()
     flags = ["--weights", options.weights, "--preprocess", options.preprocess]
     flags += ["--calib-data", options.calib_data, "--calib-images", "16", "--seconds", "0.05"]
-    flags += ["--out", "bundle", "--min-agreement", "0", "--json", "run.json"]
+    flags += ["--out", "bundle", "--max-resident-bytes", "1e12", "--json", "run.json"]
     assert main(["run", *flags, "--report", "run.html"]) == 0
     assert "wrote run.html" in capsys.readouterr().err
     root = report_page.parse((here / "run.html").read_text("utf-8"))

@@ -283,6 +283,13 @@ def test_a_comparison_of_few_samples_claims_nothing(tmp_path):
     assert text_of(shown.blocks[0].text[0]) == "Caution: few."
 
 
+def test_rates_that_were_found_are_compared_without_an_interval(tmp_path):
+    found = {**made.compare(), "metric": "rate", "ratio": 0.25, "ci95": None}
+    shown = section(of(tmp_path, {**found, "verdict": "no difference shown"}), "comparison")
+    assert "its rate of arrivals is 0.250 × " in words(shown)
+    assert "(found by trials, with no interval)" in words(shown)
+
+
 def test_layers_that_no_time_was_found_for_are_not_drawn(tmp_path):
     bench = made.bench()
     for layer in bench["budget"]["layers"]:

@@ -177,8 +177,8 @@ def pair(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "parity": {"n": 400, "top1_agreement": 1.0, "cosine_min": 1.0, "sqnr_db": 30.0},
     }  # fmt: skip
     bench = {
-        **result, "unstable_because": [], "samples_s": [0.1] * 100, "engine_bytes": 1,
-        "latency_s": {"p50": 0.1, "p99": 0.1}, "throughput_ips": 10.0,
+        **result, "unstable_because": [], "samples_s": [0.1] * 100, "measured_seconds": 10.0,
+        "engine_bytes": 1, "latency_s": {"p50": 0.1, "p99": 0.1}, "throughput_ips": 10.0,
         "budget": {"utilisation": 0.5}, "partial": False,
     }  # fmt: skip
     return verify, bench

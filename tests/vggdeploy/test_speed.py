@@ -274,10 +274,20 @@ def test_compare_files(capsys: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     assert said["verdict"] in said["said"] or "A is" in said["said"]
     # Any verdict ends in 0.
     fast = json.loads(a.read_text())
-    fast["samples_s"] = [value / 9 for value in fast["samples_s"]]
+    least = min(json.loads(b.read_text())["samples_s"])
+    fast["samples_s"] = [least / 9 for _ in fast["samples_s"]]
     a.write_text(json.dumps(fast))
     assert "A is faster than B" in run(capsys, "compare", str(a), str(b))["said"]
     assert "A is slower than B" in run(capsys, "compare", str(b), str(a))["said"]
+    # Of two rates that were found, neither is shown to be the higher.
+    for path, rate in ((a, 5.0), (b, 20.0)):
+        server = {"rate": rate, "found": True, "p99_bound_s": 0.2}
+        served = {**json.loads(path.read_text()), "scenario": "server", "server": server}
+        (tmp_path / f"{rate}.json").write_text(json.dumps(served))
+    said = run(capsys, "compare", str(tmp_path / "5.0.json"), str(tmp_path / "20.0.json"))
+    assert (said["ratio"], said["ci95"]) == (0.25, None)
+    assert "5.00 queries/s" in said["said"]
+    assert "no difference shown: A's rate of arrivals is 0.250 times B's" in said["said"]
     fast["system"]["cpu"] = "Other CPU"
     a.write_text(json.dumps(fast))
     assert main(["compare", str(a), str(b)]) == 2

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _DIGEST = 12
 """Characters that name a bundle where it has no other name."""
 
+_FEW = "too few samples for an interval"
+
 
 def comparison(given: Given) -> Section | None:
     """Comparisons of two bundles in one run; None where there is none."""
@@ -36,11 +38,12 @@ def comparison(given: Given) -> Section | None:
         metric, verdict = node.text("metric"), node.text("verdict")
         paired = "paired" if node.flag("paired", default=False) else "not paired"
         name = f"{a} to {b}, {metric}"
-        what = "throughput" if metric == "throughput" else f"median {metric}"
+        what = {"latency": "median latency", "rate": "rate of arrivals"}.get(metric, metric)
         said = f"{a} is {verdict} than {b}"
         if verdict not in ("faster", "slower"):
             said = f"{a} beside {b}: {verdict}"
-        sure: Words = ("95%: ", *between(ends)) if ends else ("too few samples for an interval",)
+        unsure = "found by trials, with no interval" if metric == "rate" else _FEW
+        sure: Words = ("95%: ", *between(ends)) if ends else (unsure,)
         findings.append((f"{said}; its {what} is ", ratio, f" {b}'s (", *sure, ")."))
         cautions += node.texts("cautions")
         rows.append((name, ratio, between(ends), verdict, paired))
