@@ -13,6 +13,7 @@ import pytest
 from vggdeploy import bundle
 from vggdeploy.benchmarks import agreement, checking, overhead, startup
 from vggdeploy.errors import ConfigError, ResultError
+from vggdeploy.manifest import files
 
 
 def test_overhead_takes_both_loops_in_turn(clock: Any, timed: Any) -> None:
@@ -138,7 +139,7 @@ def test_checking_measures_what_opening_does(
     monkeypatch.setattr(bundle, "open_bundle", lambda path: (opened.append(path), real(path))[1])
     found = checking.measure(tiny_bundle, 3)
     assert opened == [tiny_bundle] * 4  # once to bring the files into memory
-    listed = bundle.files(real(tiny_bundle).manifest)
+    listed = files(real(tiny_bundle).manifest)
     assert found["bytes"] == sum(said["size"] for said in listed.values())
     assert found["largest"]["bytes"] == max(said["size"] for said in listed.values())
     assert {name: len(values) for name, values in found["samples"].items()} == {
