@@ -160,7 +160,7 @@ def _end_of(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     if len(head) < _LOCAL.size or not head.startswith(_LOCAL_MAGIC):
         raise zipfile.BadZipFile(f"no entry where {entry.filename!r} should be")
     *_, name, extra = _LOCAL.unpack(head)
-    return entry.header_offset + _LOCAL.size + name + extra + entry.compress_size
+    return entry.header_offset + _LOCAL.size + int(name + extra) + entry.compress_size
 
 
 def arrays(path: Path) -> dict[str, NDArray[Any]]:
