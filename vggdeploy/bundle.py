@@ -334,6 +334,9 @@ def write(
         facts: the manifest's own part; files, schema, tool and host are added here.
         fill: writes every file but the manifest; what it returns is added to `facts`.
         replace: whether what is there already gives way, see `atomic.folder`.
+
+    Raises:
+        BundleError: when it has more than a bundle may.
     """
     with atomic.folder(path, replace=replace) as work:
         found = fill(work) or {}
