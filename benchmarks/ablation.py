@@ -19,7 +19,6 @@ import typer
 
 from vggdeploy import (
     building,
-    bundle,
     cli,
     graphs,
     inputs,
@@ -34,6 +33,7 @@ from vggdeploy.cache import Cache
 from vggdeploy.contracts import DIALECTS
 from vggdeploy.errors import ConfigError
 from vggdeploy.inputs import BuildOptions
+from vggdeploy.manifest import GRAPH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,7 +74,7 @@ class InBfloat16(building.Build):
         rounded = self.store.stage(
             "bfloat16",
             {"graph": graph.digest},
-            lambda work: in_bfloat16(graph.path / bundle.GRAPH, work / bundle.GRAPH),
+            lambda work: in_bfloat16(graph.path / GRAPH, work / GRAPH),
         )
         return super().observe(rounded, tensors, goal)
 
@@ -120,7 +120,7 @@ def job(options: BuildOptions, reporter: Reporter) -> building.Build:
 
 def quantized(options: BuildOptions, dialect: Dialect, reporter: Reporter) -> Path:
     """The Q/DQ graph that a build with `options` would compile."""
-    return pipeline.quantized_graph(job(options, reporter), dialect).path / bundle.GRAPH
+    return pipeline.quantized_graph(job(options, reporter), dialect).path / GRAPH
 
 
 def main(

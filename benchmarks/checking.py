@@ -17,6 +17,7 @@ import typer
 
 from vggdeploy import bundle as bundles
 from vggdeploy import cli, digests, flags, machine, results
+from vggdeploy.manifest import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ RUNS = 9
 def measure(path: Path, runs: int) -> dict[str, Any]:
     """Open the bundle at `path` `runs` times after one that brings its files into memory."""
     opened = bundles.open_bundle(path)
-    listed = bundles.files(opened.manifest)
+    listed = files(opened.manifest)
     largest = max(listed, key=lambda name: listed[name]["size"])
 
     def one_by_one() -> None:

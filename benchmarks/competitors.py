@@ -18,11 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import building, bundle, calibrating, machine, pipeline
+from vggdeploy import building, calibrating, machine, pipeline
 from vggdeploy.benchmarks import memory
 from vggdeploy.benchmarks.children import COLLECT, EXPORT, Images, Job, Outcome
 from vggdeploy.contracts import DIALECTS, Silent
 from vggdeploy.errors import VggdeployError, require_package
+from vggdeploy.manifest import GRAPH
 from vggdeploy.targets.openvino import ENGINE
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ ONNXRUNTIME = {
 
 def _export(job: Job) -> Outcome:
     made = calibrating.Job(job.build_options(), Silent())
-    return Outcome(graph=str(made.export().path / bundle.GRAPH))
+    return Outcome(graph=str(made.export().path / GRAPH))
 
 
 def _collect(job: Job) -> Outcome:
@@ -58,7 +59,7 @@ def _ours(job: Job) -> Outcome:
     chosen = dialect or made.dialect
     assert chosen is not None, f"{job.name} is no INT8 target"
     quantized = pipeline.quantized_graph(made, chosen)
-    path = quantized.path / bundle.GRAPH
+    path = quantized.path / GRAPH
     if dialect:
         return Outcome(graph=str(path), images=len(made.images))
     engine = made.compile(quantized).path / ENGINE

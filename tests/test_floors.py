@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 
 # Ground first; on one floor only from names listed earlier.
 FLOORS = [
-    ["errors", "limits", "digests", "machine", "atomic", "topology", "preprocess"],
+    ["text", "errors", "limits", "forms", "digests", "machine", "atomic", "topology", "preprocess"],
     [
-        "contracts", "cache", "signing", "bundle", "tuning", "packing", "results", "dataset", "graphs", "graph_layers", "opsets", "half", "pixels", "signs",
+        "contracts", "cache", "signing", "manifest", "bundle", "tuning", "packing", "results", "dataset", "graphs", "graph_layers", "opsets", "half", "pixels", "signs",
         "parity", "budget", "roofline", "gpus", "config", "demo", "demo.widen", "demo.digits", "checkpoints", "reference",
     ],
     ["export", "calib", "targets", "benchmarks"],

@@ -31,6 +31,7 @@ from vggdeploy import (
 from vggdeploy.calibrating import Calibration, load_rounded, load_table
 from vggdeploy.contracts import CompileOptions, TensorSpec
 from vggdeploy.errors import ConfigError
+from vggdeploy.manifest import CALIBRATION, GRAPH, LAYERS, PROBES, TRT_CACHE
 from vggdeploy.targets import trt_layers
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from vggdeploy.contracts import Dialect, Reporter, Target
     from vggdeploy.inputs import BuildOptions
 
-_GRAPH = bundle.GRAPH
 _QUANTIZED = "quantized.json"
 _ENGINE_LIST = "engine.json"
 
@@ -164,11 +164,11 @@ class Build(Calibration):
         """The calibration table that was given, in place of `collect` and `calibrate`."""
 
         def make(work: Path) -> None:
-            points = calib.place(graphs.read(graph.path / _GRAPH)).points
+            points = calib.place(graphs.read(graph.path / GRAPH)).points
             table = given.table(points)
             if not self.options.rescale:
                 table = table.plain()
-            table.save(work / bundle.CALIBRATION)
+            table.save(work / CALIBRATION)
 
         return self.stage(
             "calibration",
@@ -198,10 +198,10 @@ class Build(Calibration):
 
         def make(work: Path) -> None:
             done = calib.quantize(
-                graph.path / _GRAPH,
+                graph.path / GRAPH,
                 load_table(table),
                 dialect,
-                work / _GRAPH,
+                work / GRAPH,
                 load_rounded(rounded),
                 keep,
             )
@@ -231,11 +231,11 @@ class Build(Calibration):
             return graph
 
         def make(work: Path) -> None:
-            model = graphs.read(graph.path / _GRAPH)
+            model = graphs.read(graph.path / GRAPH)
             half.to_float16(model)
             model.graph.sort()
-            graphs.write(model, work / _GRAPH, external=False)
-            graphs.check(work / _GRAPH)
+            graphs.write(model, work / GRAPH, external=False)
+            graphs.check(work / GRAPH)
 
         return self.stage("half", {"graph": graph.digest}, make)
 
@@ -251,11 +251,11 @@ class Build(Calibration):
             return graph
 
         def make(work: Path) -> None:
-            model = graphs.read(graph.path / _GRAPH)
-            external = bool(graphs.data_files(graph.path / _GRAPH, model))
+            model = graphs.read(graph.path / GRAPH)
+            external = bool(graphs.data_files(graph.path / GRAPH, model))
             pixels.take(model, self.source.preprocess, self.high_precision)
-            graphs.write(model, work / _GRAPH, external=external)
-            graphs.check(work / _GRAPH)
+            graphs.write(model, work / GRAPH, external=external)
+            graphs.check(work / GRAPH)
 
         made_from = {"graph": graph.digest, "preprocess": self.source.preprocess.to_json()}
         return self.stage("pixels", made_from, make)
@@ -266,11 +266,11 @@ class Build(Calibration):
         def make(work: Path) -> None:
             options = self.compiling
             if table is not None and options.tensorrt is not None:
-                cache = work / bundle.TRT_CACHE
+                cache = work / TRT_CACHE
                 self.write_trt_cache(graph, table, cache, self.engine_key["version"])
                 tensorrt = replace(options.tensorrt, calibration_cache=cache)
                 options = replace(options, tensorrt=tensorrt)
-            files = self.target.compile(graph.path / _GRAPH, options, work)
+            files = self.target.compile(graph.path / GRAPH, options, work)
             (work / _ENGINE_LIST).write_text(json.dumps([file.name for file in files]))
 
         return self.stage(
@@ -309,14 +309,14 @@ class Build(Calibration):
     def _probe_labels(self, made: Made) -> NDArray[np.int64] | None:
         """The probes' labels; None where their folders are not of this network's classes."""
         labels = self.probes.labels()
-        shape = graphs.signature(graphs.read(made.graph.path / _GRAPH)).output.shape
+        shape = graphs.signature(graphs.read(made.graph.path / GRAPH)).output.shape
         if labels is None or len(shape) != 2 or labels.max() >= int(shape[-1] or 0):
             return None
         return labels
 
     def _facts(self, made: Made) -> dict[str, Any]:
         """The manifest's own part."""
-        signature = graphs.signature(graphs.read(made.graph.path / _GRAPH))
+        signature = graphs.signature(graphs.read(made.graph.path / GRAPH))
         table = load_table(made.table) if made.table else None
         facts = self.target.facts(made.engine.path) if made.engine else {}
         return {
@@ -354,34 +354,34 @@ class Build(Calibration):
             for name in made.engine_files:
                 shutil.copyfile(made.engine.path / name, work / name)
         if made.quantized or self.target.keeps_graph:
-            graph = made.compiled.path / _GRAPH
+            graph = made.compiled.path / GRAPH
             for file in (graph, *graphs.data_files(graph, graphs.read(graph))):
                 shutil.copyfile(file, work / file.name)
         if made.table:
-            shutil.copyfile(made.table.path / bundle.CALIBRATION, work / bundle.CALIBRATION)
+            shutil.copyfile(made.table.path / CALIBRATION, work / CALIBRATION)
             if self.trt_cache:
                 ours = self.implicit and made.engine is not None
                 version = self.engine_key["version"] if ours else None
-                self.write_trt_cache(made.graph, made.table, work / bundle.TRT_CACHE, version)
+                self.write_trt_cache(made.graph, made.table, work / TRT_CACHE, version)
         bundle.Probes(
             np.stack(list(self.probes.pixels(self.source.preprocess))),
             np.load(made.scores.path / sources.SCORES, allow_pickle=False),
             self._probe_labels(made),
-        ).save(work / bundle.PROBES)
+        ).save(work / PROBES)
         precision = self.target.precision
         if self.source.network:
             layers = budget.budget(self.source.network, precision, kept=made.kept).to_json()
         else:
-            rows = graph_layers.rows(graphs.read(made.graph.path / _GRAPH))
+            rows = graph_layers.rows(graphs.read(made.graph.path / GRAPH))
             layers = budget.from_rows(self.source.name, rows, precision, made.kept)
         # Engines call their layers after the graph's nodes and tensors.
-        compiled = graphs.read(made.compiled.path / _GRAPH)
+        compiled = graphs.read(made.compiled.path / GRAPH)
         layers["nodes"] = nodes = graph_layers.nodes(compiled, layers["layers"])
         layers["tensors"] = graph_layers.tensors(compiled, nodes)
         if self.target.keeps_graph:
             seen = self.target.facts(made.engine.path).get("layers") if made.engine else None
             layers["engine_layers"] = None if seen is None else trt_layers.assign(seen, nodes)
-        (work / bundle.LAYERS).write_text(json.dumps(layers, indent=1))
+        (work / LAYERS).write_text(json.dumps(layers, indent=1))
 
 
 def _contract(spec: TensorSpec) -> dict[str, Any]:

@@ -22,18 +22,33 @@ bundle is whole; whose it is, its signatures show.
 
 from __future__ import annotations
 
-import json
-import math
 import platform
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import vggdeploy
-from vggdeploy import atomic, cache, digests, limits, preprocess, signing
+from vggdeploy import atomic, cache, forms, limits, preprocess, signing
 from vggdeploy.errors import BundleError
+from vggdeploy.forms import ABSENT
+from vggdeploy.manifest import (
+    AGAIN,
+    GRAPH,
+    LAYERS,
+    MANIFEST,
+    PROBES,
+    SCHEMA,
+    SIGNATURES,
+    examine,
+    files,
+    load_json,
+    read_manifest,
+    require_own,
+    require_plain,
+    self_digest,
+    spelling,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,25 +58,6 @@ if TYPE_CHECKING:
 
     from vggdeploy.contracts import Batch
     from vggdeploy.preprocess import Preprocess
-
-SCHEMA = 1
-MANIFEST = "manifest.json"
-PROBES = "probes.npz"
-LAYERS = "layers.json"
-CALIBRATION = "calibration.json"
-TRT_CACHE = "calibration.cache"
-GRAPH = "model.onnx"
-TUNED = "tuned"
-TABLE = "tuned.json"
-SIGNATURES = "signature.json"
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_AGAIN = "build it again, or copy it again"
-
-WRITTEN = ("schema", "tool", "host", "files", "digest", TUNED)
-"""Parts of a manifest that are not a build's own: `write` adds them, and `tuning` the last, which is
-of one engine."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +106,13 @@ class Probes:
                     f"{name} {file[name].dtype} {list(file[name].shape)}" for name in file
                 ),
                 expected="images uint8 [N, H, W, 3], reference float32 [N, classes], and labels "
-                "int64 [N] or none",
+                "int64 [N] or none; scores that are finite",
                 fix="build the bundle again",
             )
         return probes
 
     def _fit(self) -> bool:
-        """Whether the arrays are of the types and shapes that they should be."""
+        """Whether the arrays are of their types and shapes, and every score is finite."""
         held = (
             (self.images, "uint8", 4),
             (self.reference, "float32", 2),
@@ -126,7 +122,7 @@ class Probes:
             each.dtype == dtype and each.ndim == rank and len(each) == len(self.images) > 0
             for each, dtype, rank in held
             if each is not None
-        )
+        ) and bool(np.isfinite(self.reference).all())
 
 
 @dataclass(frozen=True)
@@ -163,14 +159,7 @@ class Bundle:
         Raises:
             BundleError: when this bundle holds none.
         """
-        if GRAPH not in self.manifest["files"]:
-            raise BundleError(
-                f"bundle {self.path} holds no graph",
-                got=", ".join(self.manifest["files"]) or "no file",
-                expected=f"{GRAPH}, which the engine is compiled from",
-                fix="build it again with this version",
-            )
-        return self.path / GRAPH
+        return self.file(GRAPH)
 
     @property
     def engine_bytes(self) -> int:
@@ -190,6 +179,43 @@ class Bundle:
             return np.ascontiguousarray(pixels)
         return self.preprocess.arithmetic(pixels)
 
+    def file(self, name: str) -> Path:
+        """A file of it: one that its manifest lists, and that was so checked.
+
+        Raises:
+            BundleError: when there is none of that name.
+        """
+        listed = files(self.manifest)
+        if name not in listed:
+            raise BundleError(
+                f"bundle {self.path} holds no {name}",
+                got=", ".join(listed) or "no file",
+                expected=f"{name} among its files",
+                fix="build it again with this version",
+            )
+        return self.path / name
+
+    def read_json(self, name: str, form: Any) -> dict[str, Any]:
+        """An object in a JSON file of it.
+
+        Args:
+            name: the file.
+            form: what it must look like, see `forms`.
+
+        Raises:
+            BundleError: when it is not there, cannot be read or is of another form: a digest shows
+                that a file is whole, and not that a build wrote it.
+        """
+        path = self.file(name)
+        try:
+            said: dict[str, Any] = load_json(limits.read(path, limits.JSON_BYTES))
+            wrong = forms.misfit(said, form)
+        except (OSError, ValueError, RecursionError) as error:
+            raise _no_json(path, error) from error
+        if wrong is not None:
+            raise _no_json(path, wrong)
+        return said
+
     def probes(self) -> Probes:
         """The probe images and the reference's outputs."""
         return Probes.load(self.path / PROBES)
@@ -203,23 +229,43 @@ class Bundle:
         return [self.batch(images[turn]) for turn in turns]
 
     def budget(self) -> dict[str, Any]:
-        """The network's budget, in the form of `budget.Budget.to_json`."""
-        said: dict[str, Any] = json.loads(limits.read(self.path / LAYERS, limits.JSON_BYTES))
-        return said
+        """The network's budget, in the form of `budget.Budget.to_json` or `budget.from_rows`, with
+        the engine's names of its layers: ``nodes``, ``tensors`` and ``engine_layers``.
+
+        Raises:
+            BundleError: as `read_json`.
+        """
+        return self.read_json(LAYERS, _BUDGET)
 
 
-_REQUIRED = (
-    "schema",
-    "target",
-    "model",
-    "engine",
-    "input",
-    "output",
-    "preprocess",
-    "files",
-    "build",
-    "digest",
-)
+_BUDGET = {
+    "batch": (ABSENT, forms.positive),
+    "total": {"params": forms.count, "macs": forms.count, "weight_bytes": forms.count},
+    "layers": [
+        {
+            "name": str,
+            "kind": (ABSENT, str),
+            "output": [forms.positive],
+            "params": forms.count,
+            "macs": forms.count,
+            "weight_bytes": (ABSENT, forms.count),
+            "activation_bytes": (ABSENT, forms.count),
+        }
+    ],
+    "nodes": (ABSENT, {str: str}),
+    "tensors": (ABSENT, {str: str}),
+    "engine_layers": (ABSENT, None, [{"name": (None, str), "budget": [str]}]),
+}
+"""What is read of a budget."""
+
+
+def _no_json(path: Path, got: object) -> BundleError:
+    return BundleError(
+        f"{path} is not what a build writes",
+        got=got,
+        expected="JSON as 'vggdeploy build' writes it",
+        fix=AGAIN,
+    )
 
 
 def open_bundle(path: Path, trusted: Path | None = None) -> Bundle:
@@ -234,32 +280,12 @@ def open_bundle(path: Path, trusted: Path | None = None) -> Bundle:
             of the `trusted`.
         ConfigError, MissingError: as `signing.trusted_keys`.
     """
-    manifest = read_manifest(path)
+    manifest, where = read_manifest(path), f"bundle {path}"
+    require_own(path / SIGNATURES, where)
     if trusted is not None:
-        signing.require(manifest, signatures(path), trusted, f"bundle {path}")
-    listed = files(manifest)
-    for name, said in listed.items():
-        file = path / name
-        if file.is_symlink():
-            raise BundleError(
-                f"bundle {path}: {name!r} points outside of it",
-                got="a symbolic link",
-                expected="plain files in the bundle's folder",
-                fix="do not use this bundle",
-            )
-        if not file.is_file():
-            raise BundleError(
-                f"bundle {path}: {name} is missing",
-                got="no such file",
-                expected="every file that the manifest names",
-                fix=_AGAIN,
-            )
-        if file.stat().st_size != said["size"]:
-            raise altered(f"bundle {path}", name, said, file.stat().st_size)
-    found = digests.sha256_files([path / name for name in listed])
-    for name, said in listed.items():
-        if found[path / name] != said["sha256"]:
-            raise altered(f"bundle {path}", name, said, said["size"])
+        signing.require(manifest, signatures(path), trusted, where)
+    for each in examine(path, manifest):
+        each.require(where)
     return Bundle(path, manifest)
 
 
@@ -281,120 +307,15 @@ def require_unchanged(opened: Bundle) -> dict[str, Any]:
     return now
 
 
-def altered(where: str, name: str, said: Mapping[str, Any], size: int) -> BundleError:
-    """The error for a file that is not what the manifest says.
-
-    Args:
-        where: the bundle.
-        name: the file.
-        said: the manifest's words on it.
-        size: what it has, in bytes.
-    """
-    return BundleError(
-        f"{where}: {name} has been altered",
-        got=f"{size:,} bytes of another digest",
-        expected=f"{said['size']:,} bytes with SHA-256 {said['sha256'][:16]}...",
-        fix=_AGAIN,
-    )
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a bundle, checked against its own digest but not against the files.
-
-    Raises:
-        BundleError: when it is missing, unreadable, of another schema or altered.
-    """
-    file = path / MANIFEST
-    try:
-        if not file.is_file():
-            raise BundleError(
-                f"{path} is no bundle",
-                got=f"no {MANIFEST}",
-                expected="a folder that 'vggdeploy build' made",
-                fix="check the path",
-            )
-        content = limits.read(file, limits.MANIFEST_BYTES)
-    except (OSError, limits.OverLimitError) as error:
-        raise _unreadable(str(file), error) from error
-    return parse_manifest(content, str(file))
-
-
-def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
-    """A manifest, checked against its own digest: every part that a bundle must have is there, and
-    every file is a plain name with a size and a digest.
-
-    Args:
-        content: its JSON.
-        where: what errors call it.
-
-    Raises:
-        BundleError: when it is none, of another schema or altered.
-    """
-    try:
-        manifest = json.loads(content, parse_float=_finite, parse_constant=_finite)
-        if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-            got = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-            raise BundleError(
-                f"{where} is of another schema",
-                got=got,
-                expected=SCHEMA,
-                fix="build it again with this version",
-            )
-        missing = [key for key in _REQUIRED if key not in manifest]
-        whole = (
-            not missing
-            and content == spelling(manifest).encode()
-            and manifest["digest"] == _self_digest(manifest)
-            and _tuned_is_whole(manifest)
-        )
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(where, error) from error
-    if not whole:
-        raise BundleError(
-            f"{where} has been altered",
-            got=f"no {missing[0]}" if missing else "another digest or spelling",
-            expected="the manifest that the build wrote",
-            fix="build or copy the bundle again",
-        )
-    _require_plain(manifest, where)
-    return manifest
-
-
-def _unreadable(where: str, error: Exception) -> BundleError:
-    return BundleError(
-        f"{where} cannot be read",
-        got=error,
-        expected="the manifest that 'vggdeploy build' wrote",
-        fix="build the bundle again",
-    )
-
-
-def spelling(manifest: Mapping[str, Any]) -> str:
-    """A manifest as it is written, to the byte: digests do not see how JSON is spelt."""
-    return json.dumps(manifest, indent=1, allow_nan=False)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is no JSON")
-    return number
-
-
-def files(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every file of a bundle but its manifest and its signatures: ``sha256`` and ``size``, by name,
-    those of tuning last."""
-    return {**manifest["files"], **(manifest.get(TUNED) or {}).get("files", {})}
-
-
 def signatures(path: Path) -> bytes | None:
     """The content of a bundle's signatures; None where it has none.
 
     Raises:
-        BundleError: when they cannot be read.
+        BundleError: when they cannot be read, or are elsewhere.
     """
     file = path / SIGNATURES
     try:
+        require_own(file, f"bundle {path}")
         return limits.read(file, limits.SIGNATURES_BYTES) if file.is_file() else None
     except (OSError, limits.OverLimitError) as error:
         raise BundleError(
@@ -432,90 +353,6 @@ def sign(path: Path, key: Path) -> dict[str, Any]:
     }
 
 
-_MOST_BYTES = {PROBES: limits.PROBES_BYTES, TRT_CACHE: limits.TRT_CACHE_BYTES}
-
-
-def _require_plain(manifest: Mapping[str, Any], where: str) -> None:
-    """Make sure that what a manifest says of files can be relied on, whoever wrote it."""
-
-    def refuse(what: str, got: object, expected: str) -> BundleError:
-        return BundleError(f"{where}: {what}", got=got, expected=expected, fix=_AGAIN)
-
-    if not isinstance(manifest["target"], str):
-        raise refuse("target is wrong", repr(manifest["target"])[:40], "a name")
-    for key in ("model", "input", "output", "preprocess", "build"):
-        if not isinstance(manifest[key], dict):
-            raise refuse(f"{key} is wrong", repr(manifest[key])[:40], "a table")
-    for key, said in (
-        ("build", manifest["build"].get("engine")),
-        ("recipe", manifest.get("recipe")),
-    ):
-        if not isinstance(said or {}, dict):
-            raise refuse(f"{key} is wrong", repr(said)[:40], "a table")
-    batches = (manifest["build"].get("engine") or {}).get("batches")
-    if batches is not None and not (
-        isinstance(batches, list)
-        and len(batches) == 3
-        and all(type(size) is int and size > 0 for size in batches)
-    ):
-        raise refuse("the batches of its engine are wrong", repr(batches)[:40], "three above 0")
-    for key in ("input", "output"):
-        shape = manifest[key].get("shape")
-        if not isinstance(shape, list) or not all(
-            side is None or (type(side) is int and side > 0) for side in shape
-        ):
-            raise refuse(f"the shape of its {key} is wrong", repr(shape)[:40], "sides above 0")
-    tuned = (manifest.get(TUNED) or {}).get("files", {})
-    if not isinstance(manifest["files"], dict) or not isinstance(tuned, dict):
-        raise refuse("files are wrong", "no table", "size and SHA-256 of each file")
-    listed = files(manifest)
-    if len(listed) > limits.BUNDLE_FILES:
-        raise refuse("there are too many files", len(listed), f"{limits.BUNDLE_FILES} at most")
-    if len({name.casefold() for name in listed}) < len(listed):
-        raise refuse("two files differ in capitals alone", ", ".join(listed), "other names")
-    for name, said in listed.items():
-        if not _NAME.fullmatch(name) or name.casefold() in (MANIFEST, SIGNATURES):
-            raise refuse(f"{name!r} points outside of it", "another kind of name", "plain names")
-        size = said.get("size") if isinstance(said, dict) else None
-        if type(size) is not int or size < 0 or not _SHA256.fullmatch(str(said.get("sha256"))):
-            raise refuse(f"what it says of {name} is wrong", said, "its size and its SHA-256")
-        most = limits.JSON_BYTES if name.endswith(".json") else limits.BUNDLE_BYTES
-        if size > (most := _MOST_BYTES.get(name, most)):
-            raise refuse(f"{name} is too large", f"{size:,} bytes", f"{most:,} at most")
-    if not isinstance(manifest["engine"], list):
-        raise refuse("its engine is wrong", manifest["engine"], "names of files")
-    for name in (*(manifest["engine"] or [GRAPH]), PROBES, LAYERS):
-        if not isinstance(name, str) or name not in manifest["files"]:
-            named = ", ".join(manifest["files"]) or "no file"
-            raise refuse(
-                f"has no digest of {name}",
-                f"those of {named}",
-                "a digest of every file that is read",
-            )
-
-
-def _self_digest(manifest: Mapping[str, Any]) -> str:
-    """The digest of what was built. What tuning found is not in it: that decides how an engine is
-    run on one machine and not what it computes, so what was verified before stays of this bundle.
-    """
-    return digests.sha256_json({k: v for k, v in manifest.items() if k not in ("digest", TUNED)})
-
-
-def tuned_digest(digest: str, tuned: Mapping[str, Any]) -> str:
-    """The digest of what tuning found for the bundle of a digest."""
-    said = {key: value for key, value in tuned.items() if key != "digest"}
-    return digests.sha256_json({"bundle": digest, TUNED: said})
-
-
-def _tuned_is_whole(manifest: Mapping[str, Any]) -> bool:
-    tuned = manifest.get(TUNED)
-    if tuned is None:
-        return True
-    return isinstance(tuned, dict) and tuned.get("digest") == tuned_digest(
-        manifest["digest"], tuned
-    )
-
-
 def write(
     path: Path,
     facts: Mapping[str, Any],
@@ -530,6 +367,9 @@ def write(
         facts: the manifest's own part; files, schema, tool and host are added here.
         fill: writes every file but the manifest; what it returns is added to `facts`.
         replace: whether what is there already gives way, see `atomic.folder`.
+
+    Raises:
+        BundleError: when it has more than a bundle may.
     """
     with atomic.folder(path, replace=replace) as work:
         found = fill(work) or {}
@@ -545,7 +385,8 @@ def write(
             },
             "files": cache.describe(work),
         }
-        manifest["digest"] = _self_digest(manifest)
+        manifest["digest"] = self_digest(manifest)
+        require_plain(manifest, f"bundle {path}")
         (work / MANIFEST).write_text(spelling(manifest), encoding="utf-8")
     return open_bundle(path)
 
@@ -558,22 +399,15 @@ def holds(path: Path, key: str, *, force: bool) -> bool:
     Raises:
         BundleError: when something else is there, and it is no bundle or `force` is not given.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if _free(path):
         return False
-    if not (path / MANIFEST).is_file():
-        raise _no_bundle(path)
     try:
-        same = read_manifest(path)["build"]["key"] == key
+        same = read_manifest(path)["build"].get("key") == key
     except BundleError:
         same = False
     if not same:
         if not force:
-            raise BundleError(
-                f"{path} holds a bundle built from other inputs",
-                got="another build key",
-                expected="a place that is free",
-                fix="give --force to replace it, or choose another --out",
-            )
+            raise _taken(path, "a bundle built from other inputs", "another build key")
         return False
     try:
         open_bundle(path)
@@ -582,29 +416,34 @@ def holds(path: Path, key: str, *, force: bool) -> bool:
     return True
 
 
-def _no_bundle(path: Path) -> BundleError:
-    return BundleError(
-        f"{path} exists and is no bundle",
-        got=f"no {MANIFEST} in it" if path.is_dir() else "a file",
-        expected="a free path, or a bundle",
-        fix="choose another place with --out",
-    )
-
-
 def refuse_taken(place: Path, *, force: bool) -> None:
     """Make sure that a bundle may be written to `place`.
 
     Raises:
         BundleError: when something else is there, and it is no bundle or `force` is not given.
     """
+    if not _free(place) and not force:
+        raise _taken(place, "another bundle", "a bundle that would be replaced")
+
+
+def _free(place: Path) -> bool:
+    """Whether there is nothing at `place`; False where there is a bundle."""
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-        return
+        return True
     if not (place / MANIFEST).is_file():
-        raise _no_bundle(place)
-    if not force:
         raise BundleError(
-            f"{place} holds another bundle",
-            got="a bundle that would be replaced",
-            expected="a place that is free",
-            fix="give --force to replace it, or choose another --out",
+            f"{place} exists and is no bundle",
+            got=f"no {MANIFEST} in it" if place.is_dir() else "a file",
+            expected="a free path, or a bundle",
+            fix="choose another place with --out",
         )
+    return False
+
+
+def _taken(place: Path, held: str, got: str) -> BundleError:
+    return BundleError(
+        f"{place} holds {held}",
+        got=got,
+        expected="a place that is free",
+        fix="give --force to replace it, or choose another --out",
+    )

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from vggdeploy.terminal import Terminal
 
-_COLOURS = {"whole": "green", "altered": "red", "missing": "red"}
-
 
 def show_inspect(terminal: Terminal, result: Mapping[str, Any]) -> None:
     """What a bundle is, what it was made from, and whether its files and signatures hold."""
@@ -26,7 +24,7 @@ def show_inspect(terminal: Terminal, result: Mapping[str, Any]) -> None:
         ("input", _tensor(result["input"])),
         ("output", _tensor(result["output"])),
         ("preprocessing", _said(result["preprocess"])),
-        ("backend", build.get("backend") or "none yet"),
+        ("backend", str(build.get("backend") or "none yet")),
         ("made by", f"{_said(tool, ' ')}, on {_said(host, ' ')}"),
     ]
     if result["calibration"]:
@@ -50,7 +48,7 @@ def show_inspect(terminal: Terminal, result: Mapping[str, Any]) -> None:
                 file["name"],
                 f"{file['size']:,}",
                 f"{file['sha256'][:16]}...",
-                Text(file["state"], style=_COLOURS[file["state"]]),
+                Text(file["state"], style="green" if file["state"] == "whole" else "red"),
             )
             for file in result["files"]
         ],

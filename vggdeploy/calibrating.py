@@ -13,12 +13,13 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from vggdeploy import bundle, calib, export, graphs, inputs, observers
+from vggdeploy import calib, export, graphs, inputs, observers
 from vggdeploy import reference as references
 from vggdeploy.cache import Cache, Entry
 from vggdeploy.calib import trt_cache
 from vggdeploy.contracts import RunOptions
 from vggdeploy.errors import ConfigError
+from vggdeploy.manifest import CALIBRATION, GRAPH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from vggdeploy.dataset import Dataset
     from vggdeploy.inputs import BuildOptions
 
-_GRAPH = bundle.GRAPH
 _STATISTICS = "statistics.npz"
 _ROUNDED = "rounded.npz"
 
@@ -138,7 +138,7 @@ class Calibration(Job):
         """Statistics of every tensor that can be quantized."""
 
         def make(work: Path) -> None:
-            points = calib.place(graphs.read(graph.path / _GRAPH)).points
+            points = calib.place(graphs.read(graph.path / GRAPH)).points
             seen = {point.name: str(point.seen.name) for point in points}
             with self.observe(graph, seen.values()) as runner:
                 calib.collect(
@@ -163,15 +163,15 @@ class Calibration(Job):
         goal: Literal["latency", "throughput"] = "throughput",
     ) -> Runner:
         """A runner of the float graph that shows `tensors`."""
-        image = graphs.signature(graphs.read(graph.path / _GRAPH)).input.name
+        image = graphs.signature(graphs.read(graph.path / GRAPH)).input.name
         taps = [name for name in dict.fromkeys(tensors) if name != image]
-        return self.observer.open_graph(graph.path / _GRAPH, taps, RunOptions(goal=goal))
+        return self.observer.open_graph(graph.path / GRAPH, taps, RunOptions(goal=goal))
 
     def calibrate(self, graph: Entry, statistics: Entry) -> Entry:
         """The calibration table."""
 
         def make(work: Path) -> None:
-            placement = calib.place(graphs.read(graph.path / _GRAPH))
+            placement = calib.place(graphs.read(graph.path / GRAPH))
             calib.calibrate(
                 calib.Statistics.load(statistics.path / _STATISTICS),
                 {point.name: point.nonnegative for point in placement.points},
@@ -179,7 +179,7 @@ class Calibration(Job):
                 self.provenance,
                 calib.links(placement),
                 rescale=self.options.rescale,
-            ).save(work / bundle.CALIBRATION)
+            ).save(work / CALIBRATION)
 
         return self.stage(
             "calibrate",
@@ -211,7 +211,7 @@ class Calibration(Job):
 
         def make(work: Path) -> None:
             placement = calib.place(
-                graphs.read(graph.path / _GRAPH), matrices=dialect.matrix is None
+                graphs.read(graph.path / GRAPH), matrices=dialect.matrix is None
             )
             thresholds = load_table(table)
             layers = calib.wanted_layers(placement, thresholds, dialect)
@@ -247,7 +247,7 @@ class Calibration(Job):
     ) -> None:
         """The table as a TensorRT calibration cache for the float graph, to be read by `version`,
         or by the one that the options name."""
-        model = graphs.read(graph.path / _GRAPH)
+        model = graphs.read(graph.path / GRAPH)
         trt_cache.save(out, load_table(table), model, version or self.options.trt_version)
 
 
@@ -295,7 +295,7 @@ def _rounding(options: BuildOptions) -> calib.SecondOrder | None:
 
 def load_table(table: Entry) -> CalibrationTable:
     """The table in a stage's entry."""
-    return calib.CalibrationTable.load(table.path / bundle.CALIBRATION)
+    return calib.CalibrationTable.load(table.path / CALIBRATION)
 
 
 def load_rounded(rounded: Entry | None) -> dict[str, Rounded] | None:

@@ -19,6 +19,7 @@ from vggdeploy import bundle, targets, trt_flags
 from vggdeploy.contracts import CompileOptions, Silent, TrtOptions
 from vggdeploy.errors import BundleError, ConfigError, MissingError
 from vggdeploy.inputs import BuildOptions
+from vggdeploy.manifest import LAYERS, TRT_CACHE, WRITTEN
 from vggdeploy.targets import trt_layers
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ def compile_bundle(
     Raises:
         ConfigError: for a target whose bundles are not compiled ahead, or an `out` that is taken.
         MissingError: when the backend, or what it needs, is not here.
-        BundleError: when the bundle is damaged, not of the `trusted` or holds no graph.
+        BundleError: when the bundle is damaged, not of the `trusted`, holds no graph or no budget that
+            can be read.
         ModelError: when the backend does not take the graph.
     """
     reporter = reporter or Silent()
@@ -146,10 +148,10 @@ def compile_bundle(
 
     gives_way()
     _require_available(target)
-    graph = opened.graph
+    graph, budget = opened.graph, opened.budget()
     chosen = options_of(opened.manifest, changes or {})
-    if chosen.dla_core is not None and bundle.TRT_CACHE in opened.manifest["files"]:
-        chosen = replace(chosen, calibration_cache=opened.path / bundle.TRT_CACHE)
+    if chosen.dla_core is not None and TRT_CACHE in opened.manifest["files"]:
+        chosen = replace(chosen, calibration_cache=opened.path / TRT_CACHE)
     options = CompileOptions(tensorrt=chosen)
     target.prepare(options)
     start = time.perf_counter()
@@ -164,7 +166,7 @@ def compile_bundle(
             facts = target.facts(Path(scratch))
             for file in files:
                 file.replace(work / file.name)
-        _add_layers(work / bundle.LAYERS, facts.pop("layers", None))
+        _write_layers(work / LAYERS, budget, facts.pop("layers", None))
         return {
             "engine": [file.name for file in files],
             RECIPE: recipe(chosen),
@@ -173,7 +175,7 @@ def compile_bundle(
             "compiled_from": opened.manifest["digest"],
         }
 
-    kept = {key: value for key, value in opened.manifest.items() if key not in bundle.WRITTEN}
+    kept = {key: value for key, value in opened.manifest.items() if key not in WRITTEN}
     made = bundle.write(place.resolve(), kept, fill, replace=gives_way)  # not a link to it
     seconds = time.perf_counter() - start
     reporter.done("compile", seconds, cached=False)
@@ -201,8 +203,8 @@ def _require_available(target: Target) -> None:
         )
 
 
-def _add_layers(path: Path, layers: Any) -> None:
-    """Put the engine's own layers into the budget's file, where they could be looked at."""
-    said = json.loads(path.read_text(encoding="utf-8"))
-    said["engine_layers"] = None if layers is None else trt_layers.assign(layers, said["nodes"])
-    path.write_text(json.dumps(said, indent=1), encoding="utf-8")
+def _write_layers(path: Path, budget: Mapping[str, Any], layers: Any) -> None:
+    """Write the budget with the engine's own layers, where they could be looked at."""
+    nodes = budget.get("nodes", {})
+    seen = None if layers is None else trt_layers.assign(layers, nodes)
+    path.write_text(json.dumps({**budget, "engine_layers": seen}, indent=1), encoding="utf-8")

@@ -595,6 +595,11 @@ class Target(ABC):
         backend's own choice first."""
         return (Settings(),)
 
+    def tunable(self, settings: Settings, cores: int) -> bool:
+        """Whether `settings` may be among the `candidates` of a machine with so many CPUs: what a
+        bundle says that it was tuned to may be anyone's words."""
+        return settings == Settings()
+
     @abstractmethod
     def probes(self, options: RunOptions) -> Sequence[Probe]:
         """Networks whose best time shows the attainable MAC rate and bandwidth."""

@@ -16,13 +16,16 @@
     └── PartialError               exit 130: Ctrl-C; what there was by then is kept
 
 A message answers four questions in one line, ``what: got G, expected E -- fix``: what went wrong,
-what was got, what was expected, and how to mend it. None of them can be left out. A vendor's
-exception is mapped to one of these and kept as ``__cause__``.
+what was got, what was expected, and how to mend it. None of them can be left out, and the line is
+`text.printable`, whoever wrote what it quotes. A vendor's exception is mapped to one of these and
+kept as ``__cause__``.
 """
 
 from __future__ import annotations
 
 import importlib.util
+
+from vggdeploy.text import printable
 
 EXIT_OK = 0
 EXIT_GATE = 1
@@ -53,7 +56,7 @@ class VggdeployError(Exception):
 
     def _line(self) -> str:
         line = f"{self.what}: got {_shown(self.got)}, expected {self.expected} -- {self.fix}"
-        return " ".join(line.split())
+        return printable(" ".join(line.split()))
 
 
 def _shown(value: object) -> str:

@@ -6,16 +6,17 @@ written.
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import bundle, digests, limits, packing, signing
+from vggdeploy import bundle, limits, packing, signing, tuning
 from vggdeploy.calib import CalibrationTable
 from vggdeploy.contracts import Silent
 from vggdeploy.errors import BundleError
+from vggdeploy.manifest import CALIBRATION, Listed, examine, listed, read_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from vggdeploy.contracts import Reporter
@@ -44,56 +45,45 @@ def inspect(
 
     Returns:
         the manifest's own parts, with ``path``, ``packed``, ``bytes`` (as it lies), ``files``
-        (``name``, ``size``, ``sha256`` and ``state``: ``whole``, ``altered`` or ``missing``),
-        ``whole`` (whether all are), ``signatures`` (``key`` and ``holds``, None where its key is
-        not among the `trusted`), ``trusted`` (whether one of them signed it; None where none were
-        given), ``calibration`` (None where there is none), ``kept`` (layers in high precision for a
-        bound on the drop) and ``tuned`` (what it was tuned to).
+        (``name``, ``size`` and ``sha256`` as listed, ``state``: ``whole``, ``altered``,
+        ``missing``, ``link`` or ``unreadable``, and ``got``, what there is in words), ``whole``
+        (whether all are), ``signatures`` (``key`` and ``holds``, None where its key is not among
+        the `trusted`), ``keys`` (ids of the `trusted`), ``trusted`` (whether one of them signed it;
+        None where none were given), ``calibration`` (None where there is none), ``kept`` (layers in
+        high precision for a bound on the drop) and ``tuned`` (what it was tuned to).
 
     Raises:
         BundleError: when it is no bundle, or its manifest was altered.
+        CalibrationError: when its calibration is none.
         ConfigError, MissingError: as `signing.trusted_keys`.
     """
     reporter = reporter or Silent()
     manifest: Mapping[str, Any]
     if path.is_dir():
-        manifest, signatures = bundle.read_manifest(path), bundle.signatures(path)
-        states = _states(path, manifest)
-        table = path / bundle.CALIBRATION
-        content = (
-            limits.read(table, limits.JSON_BYTES)
-            if states.get(bundle.CALIBRATION) == "whole"
-            else None
-        )
-        size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+        manifest, signatures = read_manifest(path), bundle.signatures(path)
+        seen, content, size = _lying(path, manifest)
     else:
         with packing.opened(path) as packed:
             manifest, signatures = packed.manifest, packed.signatures
-            states, content = _packed_states(packed, reporter)
+            seen, content = _packed(packed, reporter)
         size = path.stat().st_size
     where = f"bundle {path}"
     keys = signing.trusted_keys(trusted) if trusted is not None else {}
-    digest = str(manifest["digest"])
-    signed = [
-        {"key": each.key, "holds": signing.holds(each, digest, keys) if keys else None}
-        for each in signing.parse(signatures, where)
-    ]
+    signed = signing.held(signatures, manifest["digest"], keys, where)
     return {
         "kind": "inspect",
         "path": str(path),
         "packed": not path.is_dir(),
         "bytes": size,
         **{key: manifest.get(key) for key in _SHOWN},
-        "files": [
-            {"name": name, **said, "state": states[name]}
-            for name, said in sorted(bundle.files(manifest).items())
-        ],
-        "whole": set(states.values()) <= {"whole"},
-        "signatures": signed,
-        "trusted": any(each["holds"] for each in signed) if keys else None,
-        "calibration": _calibration(content, f"{where}: {bundle.CALIBRATION}"),
+        "files": [asdict(each) for each in sorted(seen, key=lambda each: each.name)],
+        "whole": all(each.state == "whole" for each in seen),
+        "signatures": [{"key": key, "holds": holds} for key, holds in signed.items()],
+        "keys": sorted(keys),
+        "trusted": any(signed.values()) if keys else None,
+        "calibration": _calibration(content, f"{where}: {CALIBRATION}"),
         "kept": manifest["build"].get("kept") or [],
-        "tuned": (manifest.get(bundle.TUNED) or {}).get("choices", []),
+        "tuned": [asdict(each) for each in tuning.choices(bundle.Bundle(path, manifest))],
     }
 
 
@@ -106,55 +96,40 @@ def require(result: Mapping[str, Any]) -> None:
     Raises:
         BundleError: naming the first file.
     """
+    where = f"bundle {result['path']}"
     for file in result["files"]:
-        if file["state"] != "whole":
-            raise BundleError(
-                f"bundle {result['path']}: {file['name']} is {file['state']}",
-                got=f"{file['name']}, {file['state']}",
-                expected="every file as its manifest lists it",
-                fix="build it again, or copy it again",
-            )
-    if result["trusted"] is False:
-        wrong = any(each["holds"] is False for each in result["signatures"])
+        Listed(**file).require(where)
+    if result["keys"]:
+        said = {each["key"]: each["holds"] for each in result["signatures"]}
+        signing.require_held(said, result["keys"], result, where)
+
+
+def _lying(path: Path, manifest: Mapping[str, Any]) -> tuple[list[Listed], bytes | None, int]:
+    """What there is of each file of a bundle's folder, the content of its calibration table, and the
+    size of the folder."""
+    seen = examine(path, manifest)
+    whole = any(each.name == CALIBRATION and each.state == "whole" for each in seen)
+    try:
+        content = limits.read(path / CALIBRATION, limits.JSON_BYTES) if whole else None
+        size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    except (OSError, limits.OverLimitError) as error:
         raise BundleError(
-            f"bundle {result['path']} is "
-            + ("signed wrongly" if wrong else "signed by no trusted key"),
-            got=", ".join(f"{each['key'][:16]}..." for each in result["signatures"])
-            or "no signature",
-            expected="a signature of its digest by a trusted key",
-            fix="do not use it; get a signed bundle from its builder",
-        )
+            f"bundle {path} cannot be read",
+            got=error,
+            expected="a folder whose files can be read",
+            fix="check its permissions",
+        ) from error
+    return seen, content, size
 
 
-def _states(path: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
-    listed = bundle.files(manifest)
-    there = [
-        path / name for name in listed if (path / name).is_file() and not (path / name).is_symlink()
-    ]
-    found = digests.sha256_files(there)
-    states = {}
-    for name, said in listed.items():
-        sha256 = found.get(path / name)
-        states[name] = (
-            "missing" if sha256 is None else "whole" if sha256 == said["sha256"] else "altered"
-        )
-    return states
-
-
-def _packed_states(packed: Packed, reporter: Reporter) -> tuple[dict[str, str], bytes | None]:
-    """The state of each file of a packed bundle, and the content of its calibration table."""
-    states, table = {}, None
-    for name, said in bundle.files(packed.manifest).items():
-        digest, held = hashlib.sha256(), b""
-        for piece in packed.pieces(name, reporter, "reading"):
-            digest.update(piece)
-            if name == bundle.CALIBRATION:
-                held += piece
-        whole = digest.hexdigest() == said["sha256"]
-        states[name] = "whole" if whole else "altered"
-        if whole and name == bundle.CALIBRATION:
-            table = held
-    return states, table
+def _packed(packed: Packed, reporter: Reporter) -> tuple[list[Listed], bytes | None]:
+    """What there is of each file of a packed bundle, and the content of its calibration table."""
+    seen, table = [], bytearray()
+    for each in listed(packed.manifest):
+        write: Callable[[bytes], object] = table.extend if each.name == CALIBRATION else len
+        seen.append(packed.copy(each, write, reporter, "reading"))
+    whole = any(each.name == CALIBRATION and each.state == "whole" for each in seen)
+    return seen, bytes(table) if whole else None
 
 
 def _calibration(content: bytes | None, where: str) -> dict[str, Any] | None:

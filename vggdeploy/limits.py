@@ -77,6 +77,7 @@ PIXELS = 89_478_485
 
 _END = struct.Struct("<4s4H2LH")
 _END_MAGIC, _ZIP64_MAGIC, _ZIP64_BYTES = b"PK\x05\x06", b"PK\x06\x07", 20
+_LOCAL, _LOCAL_MAGIC = struct.Struct("<4s5H3L2H"), b"PK\x03\x04"
 _ENTRY_BYTES = 256
 """Of an entry of an archive's directory, name included."""
 
@@ -112,10 +113,11 @@ def read_text(path: Path, most: int) -> str:
 
 def open_zip(file: BinaryIO, most: int) -> zipfile.ZipFile:
     """Open a zip archive of at most `most` entries that is an archive from its first byte to its
-    last: no comment, no zip64, nothing in front.
+    last: one entry behind the other in the directory's order, then that, no comment and no zip64.
 
     `zipfile` reads the whole directory at once and believes the last of several, so its size and
-    its place are looked at first.
+    its place are looked at first. No byte belongs to two entries, so stored ones together have no
+    more than the file.
 
     Raises:
         OverLimitError: when there are more entries, or larger ones than a directory needs.
@@ -138,7 +140,27 @@ def open_zip(file: BinaryIO, most: int) -> zipfile.ZipFile:
     archive = zipfile.ZipFile(file)
     if len(archive.infolist()) != count:
         raise zipfile.BadZipFile("another number of entries than it says")
+    end = 0
+    for entry in archive.infolist():
+        if entry.header_offset != end:
+            raise zipfile.BadZipFile(f"bytes before {entry.filename!r}, or of two entries")
+        end = _end_of(file, entry)
+    if end != start:
+        raise zipfile.BadZipFile("bytes before the directory, or an entry that runs into it")
     return archive
+
+
+def _end_of(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Where an entry ends, without a data descriptor behind it: one is only needed where a file is
+    written that cannot be sought in (APPNOTE.TXT, 4.3.7 and 4.3.9)."""
+    import zipfile
+
+    file.seek(entry.header_offset)
+    head = file.read(_LOCAL.size)
+    if len(head) < _LOCAL.size or not head.startswith(_LOCAL_MAGIC):
+        raise zipfile.BadZipFile(f"no entry where {entry.filename!r} should be")
+    *_, name, extra = _LOCAL.unpack(head)
+    return entry.header_offset + _LOCAL.size + int(name + extra) + entry.compress_size
 
 
 def arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -167,8 +189,6 @@ def _require_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
 
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
         raise OverLimitError(f"{entry.filename} is compressed")
-    if entry.header_offset + entry.file_size > archive.start_dir:
-        raise OverLimitError(f"{entry.filename} has more bytes than the file")
     with archive.open(entry) as member:
         version = npy.read_magic(member)
         if version == (1, 0):

@@ -19,7 +19,6 @@ import numpy as np
 
 from vggdeploy import (
     budget,
-    bundle,
     calib,
     calibrating,
     graph_layers,
@@ -32,6 +31,7 @@ from vggdeploy import (
 from vggdeploy.benchmarks import judging, peak
 from vggdeploy.contracts import GraphTarget, RunOptions
 from vggdeploy.errors import BoundError
+from vggdeploy.manifest import GRAPH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -203,13 +203,13 @@ class _Judge:
     ) -> None:
         assert job.judged is not None
         self._job, self._dialect, self._folder = job, dialect, folder
-        self._original = graph.path / bundle.GRAPH
+        self._original = graph.path / GRAPH
         self._table = calibrating.load_table(table)
         self._rounded = calibrating.load_rounded(rounded)
         self._pixels = list(job.judged.pixels(job.source.preprocess))
         self._known: dict[frozenset[str], float] = {}
         self.images = len(self._pixels)
-        self._reference = self._scores(against.path / bundle.GRAPH, "running the float graph")
+        self._reference = self._scores(against.path / GRAPH, "running the float graph")
         labels = job.judged.labels()
         believed = (
             labels is not None and float((self._reference.argmax(1) == labels).mean()) >= _BELIEVED
@@ -255,7 +255,7 @@ def report(
         quantized: the graph in mixed precision.
         whole: makes the graph with every layer quantized, to be measured beside it.
     """
-    rows = graph_layers.rows(graphs.read(graph.path / bundle.GRAPH))
+    rows = graph_layers.rows(graphs.read(graph.path / GRAPH))
     macs = sum(row["macs"] for row in rows)
     share = sum(row["macs"] for row in rows if row["name"] in mixed.kept) / macs
     latency: dict[str, float | None] = dict.fromkeys(
@@ -282,7 +282,7 @@ def _latency(
             name: peak.peak(of.probes(RunOptions(profile=True)), name, job.reporter)
             for name, of in (("fp32", sources.float_target()), (target.precision, target))
         }
-        onnx = [entry.path / bundle.GRAPH for entry in (quantized, whole)]
+        onnx = [entry.path / GRAPH for entry in (quantized, whole)]
         with ExitStack() as stack:
             runners = [stack.enter_context(target.open_graph(path, (), options)) for path in onnx]
             shape = [side or 1 for side in runners[0].input.shape]

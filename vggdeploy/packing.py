@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 from vggdeploy import atomic, bundle, limits, signing
 from vggdeploy.contracts import Silent
 from vggdeploy.errors import BundleError
+from vggdeploy.manifest import MANIFEST, SIGNATURES, files, listed, parse_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from vggdeploy.contracts import Reporter
+    from vggdeploy.manifest import Listed
 
 _CHUNK = 1 << 20
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
@@ -55,7 +57,7 @@ class Packed:
 
     Attributes:
         path: the file.
-        manifest: as `bundle.parse_manifest` gives it.
+        manifest: as `manifest.parse_manifest` gives it.
         heads: the content of what it says of itself: its manifest, and its signatures where it has
             any.
         archive: the file's reader.
@@ -69,7 +71,7 @@ class Packed:
     @property
     def signatures(self) -> bytes | None:
         """The content of its signatures; None where it has none."""
-        return self.heads.get(bundle.SIGNATURES)
+        return self.heads.get(SIGNATURES)
 
     def pieces(self, name: str, reporter: Reporter, label: str) -> Iterator[bytes]:
         """The content of a file in it, piece by piece, never more than its declared size.
@@ -81,6 +83,30 @@ class Packed:
         with _damage(self.path), self.archive.open(name) as entry:
             pieces = iter(lambda: entry.read(_CHUNK), b"")
             yield from reporter.track(pieces, count, f"{label} {name}")
+
+    def copy(
+        self, said: Listed, write: Callable[[bytes], object], reporter: Reporter, label: str
+    ) -> Listed:
+        """Copy a file in it, hashed on the way.
+
+        Args:
+            said: the file, as the manifest lists it.
+            write: takes the content, piece by piece.
+            reporter: told the progress.
+            label: what is done.
+
+        Returns:
+            `said`, beside what there is.
+
+        Raises:
+            BundleError: when it cannot be read.
+        """
+        digest, size = hashlib.sha256(), 0
+        for piece in self.pieces(said.name, reporter, label):
+            write(piece)
+            digest.update(piece)
+            size += len(piece)
+        return said.compared(size, digest.hexdigest())
 
 
 def pack(path: Path, out: Path, *, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -96,27 +122,28 @@ def pack(path: Path, out: Path, *, reporter: Reporter | None = None) -> dict[str
         ``packed_bytes``.
 
     Raises:
-        BundleError: when it is damaged, or too large for one file.
+        BundleError: when it is damaged, its signatures are none, or it shrinks by more than a packed
+            bundle may grow.
     """
     reporter = reporter or Silent()
-    opened = bundle.open_bundle(path)
-    total = sum(said["size"] for said in bundle.files(opened.manifest).values())
-    if total > limits.BUNDLE_BYTES:
-        raise BundleError(
-            f"bundle {path} is too large for one file",
-            got=f"{total:,} bytes",
-            expected=f"{limits.BUNDLE_BYTES:,} at most",
-            fix="copy its folder",
-        )
-    signed = [bundle.SIGNATURES] if bundle.signatures(path) is not None else []
-    names = [bundle.MANIFEST, *signed, *sorted(bundle.files(opened.manifest))]
-    with atomic.file(out) as stream, zipfile.ZipFile(stream, "w", allowZip64=False) as archive:
-        for name in names:
-            with (path / name).open("rb") as source, archive.open(_entry(path / name), "w") as to:
-                pieces = iter(lambda: source.read(_CHUNK), b"")
-                count = _pieces((path / name).stat().st_size)
-                for piece in reporter.track(pieces, count, f"packing {name}"):
-                    to.write(piece)
+    opened, where = bundle.open_bundle(path), f"bundle {path}"
+    content = bundle.signatures(path)
+    signing.parse(content, where)
+    signed = [] if content is None else [SIGNATURES]
+    names = [MANIFEST, *signed, *sorted(files(opened.manifest))]
+    total = sum((path / name).stat().st_size for name in names)
+    with atomic.file(out) as stream:
+        with zipfile.ZipFile(stream, "w", allowZip64=False) as archive:
+            for name in names:
+                with (
+                    (path / name).open("rb") as source,
+                    archive.open(_entry(path / name), "w") as to,
+                ):
+                    pieces = iter(lambda: source.read(_CHUNK), b"")
+                    count = _pieces((path / name).stat().st_size)
+                    for piece in reporter.track(pieces, count, f"packing {name}"):
+                        to.write(piece)
+        _require_dense(where, archive.infolist(), "copy its folder")
     return {
         "kind": "pack",
         "packed": str(out),
@@ -124,7 +151,7 @@ def pack(path: Path, out: Path, *, reporter: Reporter | None = None) -> dict[str
         "target": opened.target,
         "digest": opened.manifest["digest"],
         "files": names,
-        "bytes": sum((path / name).stat().st_size for name in names),
+        "bytes": total,
         "packed_bytes": out.stat().st_size,
     }
 
@@ -161,30 +188,24 @@ def unpack(
 
     gives_way()
     with opened(file) as packed:
-        manifest = packed.manifest
+        manifest, where = packed.manifest, f"packed bundle {file}"
         if trusted is not None:
-            signing.require(manifest, packed.signatures, trusted, f"packed bundle {file}")
-        listed = bundle.files(manifest)
+            signing.require(manifest, packed.signatures, trusted, where)
         with atomic.folder(out, replace=gives_way) as work:
             for name, content in packed.heads.items():
                 (work / name).write_bytes(content)
-            for name, said in listed.items():
-                digest, size = hashlib.sha256(), 0
-                with (work / name).open("xb") as copy:
-                    for piece in packed.pieces(name, reporter, "unpacking"):
-                        copy.write(piece)
-                        digest.update(piece)
-                        size += len(piece)
-                if (said["size"], said["sha256"]) != (size, digest.hexdigest()):
-                    raise bundle.altered(f"packed bundle {file}", name, said, size)
+            for each in listed(manifest):
+                with (work / each.name).open("xb") as copy:
+                    found = packed.copy(each, copy.write, reporter, "unpacking")
+                found.require(where)
     return {
         "kind": "unpack",
         "bundle": str(out),
         "packed": str(file),
         "target": manifest["target"],
         "digest": manifest["digest"],
-        "files": sorted(listed),
-        "bytes": sum(said["size"] for said in listed.values()),
+        "files": sorted(files(manifest)),
+        "bytes": sum(each.size for each in listed(manifest)),
     }
 
 
@@ -207,18 +228,18 @@ def opened(file: Path) -> Iterator[Packed]:
             stream = stack.enter_context(file.open("rb"))
             archive = stack.enter_context(limits.open_zip(stream, limits.BUNDLE_FILES + 2))
             entries = archive.infolist()
-            heads = {bundle.MANIFEST: _manifest(file, archive, entries)}
-            manifest = bundle.parse_manifest(heads[bundle.MANIFEST], f"{file}: {bundle.MANIFEST}")
-            _require_listed(file, entries, bundle.files(manifest), archive.start_dir)
-            if bundle.SIGNATURES in archive.namelist():
-                heads[bundle.SIGNATURES] = archive.read(bundle.SIGNATURES)
+            heads = {MANIFEST: _manifest(file, archive, entries)}
+            manifest = parse_manifest(heads[MANIFEST], f"{file}: {MANIFEST}")
+            _require_listed(file, entries, manifest)
+            if SIGNATURES in archive.namelist():
+                heads[SIGNATURES] = archive.read(SIGNATURES)
         yield Packed(file, manifest, heads, archive)
 
 
 def _manifest(file: Path, archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> bytes:
-    if not entries or entries[0].orig_filename != bundle.MANIFEST:
-        raise _refused(file, "it does not begin with a manifest", None, bundle.MANIFEST)
-    _require_plain(file, entries[0], archive.start_dir)
+    if not entries or entries[0].orig_filename != MANIFEST:
+        raise _refused(file, "it does not begin with a manifest", None, MANIFEST)
+    _require_plain(file, entries[0])
     if entries[0].file_size > limits.MANIFEST_BYTES:
         raise _refused(
             file,
@@ -230,39 +251,46 @@ def _manifest(file: Path, archive: zipfile.ZipFile, entries: list[zipfile.ZipInf
 
 
 def _require_listed(
-    file: Path, entries: list[zipfile.ZipInfo], listed: Mapping[str, Any], end: int
+    file: Path, entries: list[zipfile.ZipInfo], manifest: Mapping[str, Any]
 ) -> None:
     """Make sure that an archive has what its manifest lists, once and of the listed sizes."""
     names = [entry.orig_filename for entry in entries]
-    known = {bundle.MANIFEST, bundle.SIGNATURES, *listed}
+    wanted = {each.name: each for each in listed(manifest)}
     for name in names:
-        if name not in known:
+        if name not in {MANIFEST, SIGNATURES, *wanted}:
             raise _refused(file, f"{name!r} is not in its manifest", None, "what that lists alone")
         if names.count(name) > 1:
             raise _refused(file, f"{name} is in it {names.count(name)} times", None, "each once")
-    for name in listed:
+    for name in wanted:
         if name not in names:
             raise _refused(file, f"{name} is missing", None, "every file of its manifest")
     for entry in entries:
-        _require_plain(file, entry, end)
+        _require_plain(file, entry)
         name, size = entry.orig_filename, entry.file_size
-        if name in listed and size != listed[name]["size"]:
-            raise bundle.altered(f"packed bundle {file}", name, listed[name], size)
-        if name == bundle.SIGNATURES and size > limits.SIGNATURES_BYTES:
+        if name in wanted:
+            wanted[name].compared(size, wanted[name].sha256).require(f"packed bundle {file}")
+        if name == SIGNATURES and size > limits.SIGNATURES_BYTES:
             raise _refused(
                 file, f"{name} is too large", size, f"{limits.SIGNATURES_BYTES:,} bytes at most"
             )
+    _require_dense(f"packed bundle {file}", entries, "do not use this file")
+
+
+def _require_dense(where: str, entries: Sequence[zipfile.ZipInfo], fix: str) -> None:
+    """Make sure that an archive does not grow by more than a packed bundle may."""
     total = sum(entry.file_size for entry in entries)
     packed = sum(entry.compress_size for entry in entries)
-    most = min(limits.BUNDLE_BYTES, limits.PACKED_RATIO * packed)
-    if total > most or packed > end:
-        raise _refused(
-            file, "it would grow too large", f"{total:,} bytes of {packed:,}", f"{most:,} at most"
+    if total > limits.PACKED_RATIO * packed:
+        raise BundleError(
+            f"{where} would grow too much where it is unpacked",
+            got=f"{total:,} bytes of {packed:,}",
+            expected=f"{limits.PACKED_RATIO} times at most",
+            fix=fix,
         )
 
 
-def _require_plain(file: Path, entry: zipfile.ZipInfo, end: int) -> None:
-    """Make sure that an entry is a plain file that lies inside of the archive."""
+def _require_plain(file: Path, entry: zipfile.ZipInfo) -> None:
+    """Make sure that an entry is a plain file."""
     name, kind = repr(entry.orig_filename), stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
         raise _refused(file, f"{name} is a link or a special file", None, "plain files")
@@ -272,8 +300,6 @@ def _require_plain(file: Path, entry: zipfile.ZipInfo, end: int) -> None:
         raise _refused(
             file, f"{name} is packed in another way", entry.compress_type, "stored or deflated"
         )
-    if entry.header_offset + entry.compress_size > end:
-        raise _refused(file, f"{name} is cut short", None, "a whole archive")
 
 
 def _refused(file: Path, what: str, got: object, expected: str) -> BundleError:

@@ -11,7 +11,6 @@ from vggdeploy import (
     atomic,
     benching,
     building,
-    bundle,
     calibrating,
     calibration_file,
     dataset,
@@ -31,6 +30,7 @@ from vggdeploy.benchmarks import BenchOptions
 from vggdeploy.contracts import RunOptions, Silent
 from vggdeploy.errors import ConfigError, ResultError
 from vggdeploy.inputs import BuildOptions
+from vggdeploy.manifest import CALIBRATION, TRT_CACHE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -105,7 +105,7 @@ def build(
         "left_in_high_precision": job.left(quantized),
         "calibration_images": calibration.source.get("images") if calibration else 0,
         "ignored_files": job.images.ignored,
-        "trt_cache": str(job.out / bundle.TRT_CACHE) if job.trt_cache else None,
+        "trt_cache": str(job.out / TRT_CACHE) if job.trt_cache else None,
         "batches": opened.manifest["build"].get("engine", {}).get("batches"),
         "cautions": [
             *calibration_file.cautions(calibration, options.calibration, options.sparsity),
@@ -206,7 +206,7 @@ def calibrate(
         plots.check(plot, options.force)
     dialect = sensitivity.dialect(options) if rank else None
     job = calibrating.Calibration(options, reporter or Silent())
-    out = options.out or Path(f"{job.source.name}-{bundle.CALIBRATION}")
+    out = options.out or Path(f"{job.source.name}-{CALIBRATION}")
     _refuse(out, options.force)
     cache = out.with_suffix(".cache") if options.emit_trt_cache else None
     if cache is not None:
@@ -226,7 +226,7 @@ def calibrate(
     if dialect is not None:
         entry = sensitivity.stage(job, graph, table, job.round(graph, table, dialect), dialect)
         found = sensitivity.to_json(sensitivity.load(entry), job.ranking, options.target)
-    atomic.write_text(out, (table.path / bundle.CALIBRATION).read_text(encoding="utf-8"))
+    atomic.write_text(out, (table.path / CALIBRATION).read_text(encoding="utf-8"))
     if plot is not None:
         plots.sensitivity(found, plot)
     return {

@@ -10,9 +10,10 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import bundle, calib, calibrating, graphs
+from vggdeploy import calib, calibrating, graphs
 from vggdeploy.calib import second_order, sparsity
 from vggdeploy.errors import ModelError
+from vggdeploy.manifest import GRAPH
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from vggdeploy.cache import Entry
     from vggdeploy.calibrating import Calibration
 
-_GRAPH = bundle.GRAPH
 _SPARSE = "sparsity.json"
 
 
@@ -53,7 +53,7 @@ def stage(job: Calibration, graph: Entry) -> Entry:
     """
 
     def make(work: Path) -> None:
-        model = graphs.read(graph.path / _GRAPH)
+        model = graphs.read(graph.path / GRAPH)
         layers = sparsity.wanted_inputs(model) if job.rounding else []
         moments = {}
         if layers:
@@ -76,7 +76,7 @@ def stage(job: Calibration, graph: Entry) -> Entry:
                 expected="one at least whose inputs are a multiple of 4",
                 fix="drop --sparsity",
             )
-        graphs.write(model, work / _GRAPH, external=True)
+        graphs.write(model, work / GRAPH, external=True)
         (work / _SPARSE).write_text(json.dumps(asdict(done)), encoding="utf-8")
 
     return job.stage("prune", {"graph": graph.digest, "how": made_from(job)}, make)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import bundle, calib, calibrating, graph_layers, graphs, parity, sources
+from vggdeploy import calib, calibrating, graph_layers, graphs, parity, sources
 from vggdeploy.contracts import RunOptions
 from vggdeploy.errors import ConfigError, ModelError
+from vggdeploy.manifest import GRAPH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -120,7 +121,7 @@ class Variants:
     def __init__(
         self, graph: Entry, table: Entry, rounded: Entry | None, dialect: Dialect, folder: Path
     ) -> None:
-        self.original = graph.path / bundle.GRAPH
+        self.original = graph.path / GRAPH
         self._table = calibrating.load_table(table)
         self._rounded = calibrating.load_rounded(rounded)
         # Variants are run in float32: a cast of all weights to float16 would leave none to share.

@@ -27,7 +27,7 @@ from vggdeploy import atomic, limits
 from vggdeploy.errors import BundleError, ConfigError, require_package
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -263,13 +263,28 @@ def parse(content: bytes | None, where: str) -> list[Signature]:
     return found
 
 
-def holds(signature: Signature, digest: str, keys: Keys) -> bool | None:
-    """Whether a signature is of a bundle's digest; None where its key is not among `keys`."""
-    from cryptography.exceptions import InvalidSignature
+def held(content: bytes | None, digest: str, keys: Keys, where: str) -> dict[str, bool | None]:
+    """Whether each signature is of a bundle's digest, by the id of its key; None where that is not
+    among `keys`.
 
+    Args:
+        content: the bundle's signatures.
+        digest: the bundle's.
+        keys: as `trusted_keys` gives them.
+        where: what errors call the bundle.
+
+    Raises:
+        BundleError: as `parse`.
+    """
+    return {each.key: _holds(each, digest, keys) for each in parse(content, where)}
+
+
+def _holds(signature: Signature, digest: str, keys: Keys) -> bool | None:
     key = keys.get(signature.key)
     if key is None:
         return None
+    from cryptography.exceptions import InvalidSignature
+
     try:
         key.verify(base64.b64decode(signature.signature), message(digest))
     except InvalidSignature:
@@ -293,26 +308,47 @@ def require(manifest: Mapping[str, Any], content: bytes | None, trusted: Path, w
         BundleError: when there is none.
         ConfigError, MissingError: as `trusted_keys`.
     """
-    keys, digest = trusted_keys(trusted), str(manifest["digest"])
-    signed = parse(content, where)
-    said = {each.key: holds(each, digest, keys) for each in signed}
-    for key, held in said.items():
-        if held:
+    keys = trusted_keys(trusted)
+    return require_held(held(content, manifest["digest"], keys, where), keys, manifest, where)
+
+
+def require_held(
+    said: Mapping[str, bool | None],
+    keys: Collection[str],
+    manifest: Mapping[str, Any],
+    where: str,
+) -> str:
+    """Make sure that one of a bundle's signatures holds.
+
+    Args:
+        said: of the signatures, as `held` gives it.
+        keys: ids of those that are trusted.
+        manifest: its digest, and whether it was compiled from another bundle.
+        where: what errors call the bundle.
+
+    Returns:
+        The id of a key whose signature holds.
+
+    Raises:
+        BundleError: when there is none.
+    """
+    for key, holds in said.items():
+        if holds:
             return key
-    wrong = [key for key, held in said.items() if held is False]
+    wrong = [key for key, holds in said.items() if holds is False]
     if wrong:
         raise BundleError(
             f"the signature of {where} does not hold",
             got=f"a signature of something else under the trusted key {wrong[0][:16]}...",
-            expected=f"one of digest {digest[:16]}...",
+            expected=f"one of digest {manifest['digest'][:16]}...",
             fix="do not use this bundle; get it again from its builder",
         )
     here = "'vggdeploy bundle sign' where it was compiled, with a key that is trusted"
     raise BundleError(
-        f"{where} is {'signed by no trusted key' if signed else 'not signed'}",
+        f"{where} is {'signed by no trusted key' if said else 'not signed'}",
         got=", ".join(f"{key[:16]}..." for key in said) or None,
         expected=f"a signature by {' or '.join(f'{key[:16]}...' for key in keys)}",
-        fix=here if "compiled_from" in manifest else "get a signed bundle from its builder",
+        fix=here if manifest.get("compiled_from") else "get a signed bundle from its builder",
     )
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from vggdeploy import atomic, bundle, execution, machine, results, tuning
 from vggdeploy.benchmarks import comparison
 from vggdeploy.benchmarks import tune as search
+from vggdeploy.benchmarks.options import LARGEST_BATCH
 from vggdeploy.contracts import Settings
-from vggdeploy.errors import MissingError
+from vggdeploy.errors import BundleError, MissingError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,10 +83,25 @@ def tuned(
 
     Args:
         batch: images a query where that is asked for; a choice for another is not used.
+
+    Raises:
+        BundleError: when it was tuned to what tuning does not choose for the target.
     """
     if not tuning.choices(opened):
         return None, ()
-    return tuning.choose(opened, goal, _place(target, device), target.version(), batch)
+    here = _place(target, device)
+    chosen, cautions = tuning.choose(opened, goal, here, target.version(), batch)
+    if chosen is not None and not (
+        1 <= chosen.batch <= LARGEST_BATCH and target.tunable(chosen.settings, here.cores)
+    ):
+        # No signature covers what a bundle is tuned to.
+        raise BundleError(
+            f"bundle {opened.path} was not tuned by 'vggdeploy tune'",
+            got=f"batch {chosen.batch}, {chosen.settings}",
+            expected=f"a batch of 1 to {LARGEST_BATCH} and settings that are tried for {target.name}",
+            fix="tune it again, or give --no-tuned",
+        )
+    return chosen, cautions
 
 
 def _place(target: Target, device: str) -> tuning.Place:

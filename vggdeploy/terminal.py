@@ -1,4 +1,7 @@
-"""The terminal: progress, lines and tables on standard error; and figures with their units."""
+"""The terminal: progress, lines and tables on standard error; and figures with their units.
+
+What is shown may be the words of others: it is not read as markup, and controls no terminal.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from vggdeploy.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -54,7 +59,7 @@ class Terminal:
     def _bar(self, label: str, total: int | None) -> Iterator[Any]:
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 _Count(),
                 TimeElapsedColumn(),
@@ -64,7 +69,7 @@ class Terminal:
             )
             self._progress.start()
         progress = self._progress
-        task = progress.add_task(label, total=total)
+        task = progress.add_task(printable(label), total=total)
         self._running += 1
         try:
             yield lambda: progress.advance(task)
@@ -98,7 +103,7 @@ class Terminal:
 
     def line(self, text: str, style: str = "") -> None:
         """One line of text, never read as markup and never broken."""
-        self.console.print(Text(text, style=style), soft_wrap=True)
+        self.console.print(Text(printable(text), style=style), soft_wrap=True)
 
     def table(
         self,
@@ -109,7 +114,7 @@ class Terminal:
     ) -> None:
         """A table whose first `left` columns are text and whose others are figures."""
         table = Table(
-            title=title or None,
+            title=Text(printable(title), style="table.title") if title else None,
             title_justify="left",
             box=None,
             pad_edge=False,
@@ -117,14 +122,21 @@ class Terminal:
         )
         for index, column in enumerate(columns):
             table.add_column(
-                column,
+                Text("\n".join(map(printable, column.split("\n")))),
                 justify="left" if index < left else "right",
                 no_wrap=len(columns) > 4,
                 overflow="fold",
             )
         for row in rows:
-            table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+            table.add_row(*map(_cell, row))
         self.console.print(table)
+
+
+def _cell(said: str | Text) -> Text:
+    """A cell of a table, on one line."""
+    cell = said.copy() if isinstance(said, Text) else Text(said)
+    cell.plain = printable(cell.plain)
+    return cell
 
 
 def bar(share: float) -> str:

@@ -20,9 +20,18 @@ import typing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vggdeploy import atomic, bundle, digests, limits
+from vggdeploy import atomic, bundle, digests
 from vggdeploy.contracts import Settings
 from vggdeploy.errors import BundleError
+from vggdeploy.manifest import (
+    MANIFEST,
+    SCHEMA,
+    SIGNATURES,
+    TABLE,
+    TUNED,
+    spelling,
+    tuned_digest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,7 +97,7 @@ def choices(opened: Bundle) -> list[Choice]:
     Raises:
         BundleError: when it is not what this version writes.
     """
-    said = (opened.manifest.get(bundle.TUNED) or {}).get("choices", [])
+    said = (opened.manifest.get(TUNED) or {}).get("choices", [])
     try:
         return [
             _typed(Choice(**{**each, "settings": _typed(Settings(**each["settings"])),
@@ -162,7 +171,7 @@ def record(opened: Bundle, choice: Choice, run: Mapping[str, Any]) -> Bundle:
     process can replace it; its large files are linked, not copied, where the file system can.
 
     Raises:
-        BundleError: when the bundle was replaced in the meantime.
+        BundleError: when the bundle was replaced in the meantime, or its runs cannot be read.
         ConfigError: when the place cannot be written.
     """
     path = opened.path.resolve()  # what a link points to is replaced, not the link
@@ -172,23 +181,23 @@ def record(opened: Bundle, choice: Choice, run: Mapping[str, Any]) -> Bundle:
         known = {_key(each): asdict(each) for each in choices(kept)}
         runs = _runs(kept)
         known[_key(choice)], runs[_key(choice)] = asdict(choice), dict(run)
-        signed = (path / bundle.SIGNATURES).is_file()
-        for name in (*now["files"], *([bundle.SIGNATURES] if signed else [])):
+        signed = (path / SIGNATURES).is_file()
+        for name in (*now["files"], *([SIGNATURES] if signed else [])):
             _link(path / name, work / name)
-        table = {"schema": bundle.SCHEMA, "runs": [runs[key] for key in known if key in runs]}
-        (work / bundle.TABLE).write_text(json.dumps(table, indent=1, allow_nan=False))
+        table = {"schema": SCHEMA, "runs": [runs[key] for key in known if key in runs]}
+        (work / TABLE).write_text(json.dumps(table, indent=1, allow_nan=False))
         tuned: dict[str, Any] = {
             "choices": list(known.values()),
             "files": {
-                bundle.TABLE: {
-                    "sha256": digests.sha256_file(work / bundle.TABLE),
-                    "size": (work / bundle.TABLE).stat().st_size,
+                TABLE: {
+                    "sha256": digests.sha256_file(work / TABLE),
+                    "size": (work / TABLE).stat().st_size,
                 }
             },
         }
-        tuned["digest"] = bundle.tuned_digest(now["digest"], tuned)
-        manifest = {**now, bundle.TUNED: tuned}
-        (work / bundle.MANIFEST).write_text(bundle.spelling(manifest), encoding="utf-8")
+        tuned["digest"] = tuned_digest(now["digest"], tuned)
+        manifest = {**now, TUNED: tuned}
+        (work / MANIFEST).write_text(spelling(manifest), encoding="utf-8")
     return bundle.Bundle(path, manifest)
 
 
@@ -197,11 +206,23 @@ def _key(choice: Choice) -> tuple[str, Place]:
 
 
 def _runs(opened: Bundle) -> dict[tuple[str, Place], dict[str, Any]]:
-    """The runs that `opened`'s choices came from."""
-    if bundle.TUNED not in opened.manifest:
+    """The runs that `opened`'s choices came from.
+
+    Raises:
+        BundleError: when there is not one for each choice.
+    """
+    found = choices(opened)
+    if not found:
         return {}
-    said = json.loads(limits.read(opened.path / bundle.TABLE, limits.JSON_BYTES))
-    return dict(zip(map(_key, choices(opened)), said["runs"], strict=True))
+    runs = opened.read_json(TABLE, {"runs": [dict]})["runs"]
+    if len(runs) != len(found):
+        raise BundleError(
+            f"bundle {opened.path} was tuned by another version",
+            got=f"{len(runs)} runs in {TABLE}",
+            expected=f"one for each of {len(found)} choices",
+            fix="build or compile it again, and tune that",
+        )
+    return dict(zip(map(_key, found), runs, strict=True))
 
 
 def _link(source: Path, copy: Path) -> None:

@@ -117,6 +117,13 @@ def verify(
                 )
             ]
         )[:count]
+    if found.shape != expected.shape:
+        raise ModelError(
+            f"the engine of {path} gives other scores than its reference",
+            got=f"scores {list(found.shape)}",
+            expected=str(list(expected.shape)),
+            fix="build it again",
+        )
     wrong = parity.not_finite(found)
     if len(wrong):
         raise ModelError(
@@ -167,8 +174,8 @@ def _label_cautions(folder: Dataset) -> list[str]:
 
 def _check_labels(folder: Dataset, opened: Bundle) -> None:
     labels = folder.labels()
-    classes = int(opened.manifest["output"]["shape"][-1])
-    if labels is not None and labels.max() >= classes:
+    classes = opened.manifest["output"]["shape"][-1]
+    if labels is not None and classes is not None and labels.max() >= classes:
         raise DatasetError(
             f"{folder.root} has more classes than the network",
             got=f"{int(labels.max()) + 1}",

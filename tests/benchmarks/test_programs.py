@@ -12,6 +12,7 @@ import pytest
 from vggdeploy import bundle
 from vggdeploy.benchmarks import agreement, benchmark_app, checking, overhead, startup
 from vggdeploy.errors import ConfigError, ResultError
+from vggdeploy.manifest import files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,7 +144,7 @@ def test_checking_measures_what_opening_does(
     monkeypatch.setattr(bundle, "open_bundle", lambda path: (opened.append(path), real(path))[1])
     found = checking.measure(tiny_bundle, 3)
     assert opened == [tiny_bundle] * 4  # once to bring the files into memory
-    listed = bundle.files(real(tiny_bundle).manifest)
+    listed = files(real(tiny_bundle).manifest)
     assert found["bytes"] == sum(said["size"] for said in listed.values())
     assert found["largest"]["bytes"] == max(said["size"] for said in listed.values())
     assert {name: len(values) for name, values in found["samples"].items()} == {

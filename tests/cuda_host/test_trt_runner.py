@@ -11,6 +11,7 @@ import pytest
 from double import Api, Context, Info
 
 from vggdeploy.errors import ConfigError, ModelError, RunnerError
+from vggdeploy.manifest import GRAPH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -405,12 +406,10 @@ def test_a_bundles_own_graph_runs_on_the_buffers(
 
     built = bundle.open_bundle(tiny_bundle)
     batch = built.preprocess.arithmetic(built.probes().images[:4])
-    with sources.float_target().open_graph(
-        built.path / bundle.GRAPH, (), RunOptions(batch=4)
-    ) as plain:
+    with sources.float_target().open_graph(built.path / GRAPH, (), RunOptions(batch=4)) as plain:
         wanted = plain.scores(batch).copy()
 
-    with opened(path=built.path / bundle.GRAPH, batch=4) as runner:
+    with opened(path=built.path / GRAPH, batch=4) as runner:
         found = scores(runner, batch)
     # The double's CPU kernels are 8-bit ones, which round otherwise than floats do.
     assert parity.sqnr_db(wanted, found).min() > 15

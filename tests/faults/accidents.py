@@ -145,7 +145,7 @@ def options_of(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         said = {"weights": str(given.weights), "calib_images": 16}
     else:
         sys.path += [str(HERE.parent / "fuzz"), str(HERE.parent / "vggdeploy")]
-        from entries import SIDE, graph
+        from small_graph import SIDE, graph
 
         (folder / "small.onnx").write_bytes(graph())
         recipe = f'size = [{SIDE}, {SIDE}]\nresize = "stretch"\n'

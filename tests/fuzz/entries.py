@@ -5,16 +5,19 @@ A new format gets an `Entry` here, and with that is fuzzed by the tests and by `
 
 from __future__ import annotations
 
-import functools
+import io
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import bundles
 import mutations
 import numpy as np
 import report_results
+from bundles import use
+from PIL import Image
+from small_graph import RECIPE, SIDE, graph, points, proto
 
 from vggdeploy import (
     baseline,
@@ -22,10 +25,8 @@ from vggdeploy import (
     calib,
     calibration_file,
     checkpoints,
-    compiling,
     config,
-    digests,
-    execution,
+    dataset,
     export,
     gates,
     graph_layers,
@@ -38,18 +39,15 @@ from vggdeploy import (
     sources,
     targets,
     topology,
-    tuning,
 )
 from vggdeploy.calib import trt_cache
 from vggdeploy.calib.table import CalibrationTable, TensorRange
-from vggdeploy.contracts import INT8, RunOptions, TrtOptions
-from vggdeploy.errors import VggdeployError
+from vggdeploy.contracts import INT8
+from vggdeploy.manifest import PROBES, TABLE
+from vggdeploy.targets.torch_eager import NETWORK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-SIDE = 16
-RECIPE = preprocess.Preprocess(size=(SIDE, SIDE), resize="stretch")
 
 
 @dataclass(frozen=True)
@@ -67,141 +65,12 @@ class Entry:
     mutation: mutations.Mutation
 
 
-def graph() -> bytes:
-    """A small float graph: convolution, Relu, pool, Flatten, Gemm."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    rng = np.random.default_rng(5)
-
-    def array(name: str, *shape: int) -> Any:
-        return numpy_helper.from_array(rng.normal(0, 0.3, shape).astype(np.float32), name)
-
-    made = helper.make_graph(
-        [
-            helper.make_node("Conv", ["image", "c.weight", "c.bias"], ["c"], "c", pads=[1, 1, 1, 1]),
-            helper.make_node("Relu", ["c"], ["r"], "r"),
-            helper.make_node("MaxPool", ["r"], ["p"], "p", kernel_shape=[2, 2], strides=[2, 2]),
-            helper.make_node("Flatten", ["p"], ["f"], "f"),
-            helper.make_node("Gemm", ["f", "g.weight", "g.bias"], ["scores"], "g", transB=1),
-        ],
-        "small",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 10])],
-        [array("c.weight", 4, 3, 3, 3), array("c.bias", 4), array("g.weight", 10, 4 * 64),
-         array("g.bias", 10)],
-    )  # fmt: skip
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return bytes(onnx.shape_inference.infer_shapes(model).SerializeToString())
-
-
-@functools.cache
-def points() -> Any:
-    """What of `graph` is quantized."""
-    import onnx_ir
-
-    return calib.place(onnx_ir.from_proto(_proto(graph()))).points
-
-
-def _proto(content: bytes) -> Any:
-    import onnx
-
-    return onnx.load_from_string(content)
-
-
-def made_bundle(folder: Path) -> bytes:
-    """The manifest of a tuned bundle, which is in ``folder/bundle``."""
-    path, model = folder / "bundle", folder / "model.onnx"
-    shutil.rmtree(path, ignore_errors=True)
-    model.write_bytes(graph())
-    facts = {
-        "target": "trt-int8",
-        "precision": "int8",
-        "model": sources.from_onnx(model, RECIPE).facts(),
-        "input": {"name": "image", "shape": [None, 3, SIDE, SIDE], "dtype": "float32"},
-        "output": {"name": "scores", "shape": [None, 10], "dtype": "float32"},
-        "preprocess": RECIPE.to_json(),
-        "engine": ["model.engine"],
-        "portable": False,
-        compiling.RECIPE: compiling.recipe(TrtOptions()),
-        "calibration": "0" * 64,
-        "settings": {},
-        "build": {"key": "k", "seed": 0, "share": 1e-05, "engine": {"batches": [1, 1, 8]}},
-    }
-
-    def fill(work: Path) -> None:
-        (work / "model.engine").write_bytes(b"engine")
-        (work / bundle.GRAPH).write_bytes(b"graph")
-        (work / bundle.LAYERS).write_text('{"layers": [], "nodes": {}}')
-        probes().save(work / bundle.PROBES)
-
-    made = bundle.write(path, facts, fill, replace=False)
-    here = tuning.Place("CPU", "Some CPU", 8)
-    choice = tuning.Choice("latency", 1, tuning.Settings(threads=4), here, "tensorrt 10")
-    tuning.record(made, choice, {"kind": "tune"})
-    return (path / bundle.MANIFEST).read_bytes()
-
-
-def probes() -> bundle.Probes:
-    return bundle.Probes(
-        np.zeros((2, SIDE, SIDE, 3), np.uint8), np.ones((2, 10), np.float32), np.array([3, 7])
-    )
-
-
-def read_manifest(content: bytes, folder: Path) -> None:
-    """A manifest as it is."""
-    (folder / "bundle" / bundle.MANIFEST).write_bytes(content)
-    opened = bundle.open_bundle(folder / "bundle")
-    here = tuning.Place("CPU", "Some CPU", 8)
-    _use(
-        lambda: opened.preprocess,
-        lambda: opened.graph,
-        lambda: (opened.engine, opened.engine_bytes, opened.compiled, opened.target),
-        lambda: opened.batch(opened.probes().images),
-        opened.budget,
-        lambda: tuning.choose(opened, "latency", here, "tensorrt 10"),
-        lambda: compiling.options_of(opened.manifest, {}),
-        lambda: execution.choose(opened, "CPU"),
-        lambda: targets.get(opened.target).cautions(opened, RunOptions()),
-        lambda: sources.from_manifest(opened.manifest),
-    )
-
-
-def _use(*parts: Callable[[], object]) -> None:
-    """Every part, though one before is refused; the last refusal is passed on."""
-    refused = None
-    for part in parts:
-        try:
-            part()
-        except VggdeployError as error:
-            refused = error
-    if refused is not None:
-        raise refused
-
-
-def read_signed_manifest(content: bytes, folder: Path) -> None:
-    """A manifest whose digests and spelling a forger has made to fit."""
-    try:
-        said = json.loads(content)
-        if isinstance(said, dict):
-            own = {k: v for k, v in said.items() if k not in ("digest", bundle.TUNED)}
-            said["digest"] = digests.sha256_json(own)
-            if isinstance(said.get(bundle.TUNED), dict):
-                said[bundle.TUNED]["digest"] = bundle.tuned_digest(
-                    said["digest"], said[bundle.TUNED]
-                )
-            content = bundle.spelling(said).encode()
-    except (ValueError, RecursionError):
-        pass
-    read_manifest(content, folder)
-
-
 def read_calibration(content: bytes, folder: Path) -> None:
     path = folder / "calibration"
     path.write_bytes(content)
     found = calibration_file.read(path)
     table = found.table(points())
-    _use(
+    use(
         lambda: found.require_same(SOURCE),
         lambda: [table.scale(point.name, INT8) for point in points()],
         lambda: table.plain().save(folder / "again.json"),
@@ -226,7 +95,7 @@ def calibration_cache(folder: Path) -> Sequence[bytes]:
 
     calibration_table(folder)
     table = CalibrationTable.load(folder / "table.json")
-    model = onnx_ir.from_proto(_proto(graph()))
+    model = onnx_ir.from_proto(proto(graph()))
     trt_cache.save(folder / "table.cache", table, model)
     return [(folder / "table.cache").read_bytes()]
 
@@ -305,7 +174,7 @@ def read_result(content: bytes, folder: Path) -> None:
     path.write_bytes(content)
     (folder / "baseline.json").unlink(missing_ok=True)
     found = results.read(path)
-    _use(
+    use(
         lambda: baseline.update(folder / "baseline.json", [path], "a reason"),
         lambda: gates.judge([found], POLICY, baseline=[found]),
     )
@@ -356,19 +225,61 @@ def run_results(folder: Path) -> Sequence[bytes]:
     ]
 
 
+def read_updated(content: bytes, folder: Path) -> None:
+    """As ``baseline`` does where there is one."""
+    path = folder / "baseline.json"
+    path.write_bytes(content)
+    baseline.update(path, [folder / "result.json"], "a reason")
+
+
+def read_image(content: bytes, folder: Path) -> None:
+    path = folder / "image.png"
+    path.write_bytes(content)
+    dataset.Dataset(folder, (dataset.Sample(path, None),)).digest()
+    RECIPE.geometry(dataset.decode(path))
+
+
+def images(_: Path) -> Sequence[bytes]:
+    """Noise, in each format that a folder of images may have."""
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    found = []
+    for kind in ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF"):
+        file = io.BytesIO()
+        Image.fromarray(noise).save(file, kind)
+        found.append(file.getvalue())
+    return found
+
+
 def read_probes(content: bytes, folder: Path) -> None:
-    (folder / bundle.PROBES).write_bytes(content)
-    bundle.Probes.load(folder / bundle.PROBES)
+    (folder / PROBES).write_bytes(content)
+    bundle.Probes.load(folder / PROBES)
 
 
 def probe_files(folder: Path) -> Sequence[bytes]:
-    probes().save(folder / "seed.npz")
+    bundles.probes().save(folder / "seed.npz")
     return [(folder / "seed.npz").read_bytes()]
 
 
+def manifests(folder: Path) -> Sequence[bytes]:
+    return [bundles.made_bundle(folder)]
+
+
 ENTRIES: dict[str, Entry] = {
-    "manifest": Entry(read_manifest, lambda at: [made_bundle(at)], mutations.in_json),
-    "signed-manifest": Entry(read_signed_manifest, lambda at: [made_bundle(at)], mutations.in_json),
+    "manifest": Entry(bundles.read_manifest, manifests, mutations.in_json),
+    "forged-manifest": Entry(bundles.read_forged_manifest, manifests, mutations.in_json),
+    "inspect": Entry(bundles.read_inspected, manifests, mutations.in_json),
+    "packed": Entry(bundles.read_packed, bundles.packed_files, bundles.in_packed),
+    "signatures": Entry(bundles.read_signatures, bundles.signature_files, mutations.in_json),
+    "keys": Entry(bundles.read_key, bundles.key_files, bundles.in_pem),
+    "layers": Entry(bundles.read_layers, bundles.layer_files, mutations.in_json),
+    "tuned": Entry(
+        bundles.read_tuned, bundles.whole_beside(bundles.made_bundle, TABLE), mutations.in_json
+    ),
+    "network": Entry(
+        bundles.read_network, bundles.whole_beside(bundles.torch_bundle, NETWORK), mutations.in_json
+    ),
+    "probes": Entry(read_probes, probe_files, mutations.in_zip),
+    "image": Entry(read_image, images, mutations.raw),
     "calibration": Entry(read_calibration, calibration_table, mutations.in_json),
     "trt-cache": Entry(read_calibration, calibration_cache, mutations.raw),
     "settings": Entry(read_settings, lambda _: [SETTINGS], mutations.in_toml),
@@ -377,7 +288,7 @@ ENTRIES: dict[str, Entry] = {
     "model": Entry(read_graph, lambda _: [graph()], mutations.in_onnx),
     "result": Entry(read_result, run_results, mutations.in_json),
     "baseline": Entry(read_baseline, baselines, mutations.in_json),
+    "updated-baseline": Entry(read_updated, baselines, mutations.in_json),
     "report": Entry(read_report, run_results, mutations.in_json),
-    "probes": Entry(read_probes, probe_files, mutations.in_zip),
 }
 """By name, as ``--only`` takes it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import zipfile
 import zlib
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     Mutation = Callable[[bytes, random.Random], bytes]
 
@@ -106,30 +107,63 @@ def in_safetensors(data: bytes, rng: random.Random) -> bytes:
     return len(head).to_bytes(8, "little") + head + tail
 
 
+DAMAGED = (
+    zipfile.BadZipFile, OSError, ValueError, NotImplementedError, zlib.error, EOFError, RuntimeError,
+    LookupError, struct.error,
+)  # fmt: skip
+"""What zipfile raises for archives that are none."""
+
+
 def in_zip(data: bytes, rng: random.Random) -> bytes:
     """One change inside of a member, whose checksum is made to fit."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as old:
             members = {name: old.read(name) for name in old.namelist()}
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, zlib.error, EOFError,
-            RuntimeError, struct.error):  # fmt: skip
+    except DAMAGED:
         return raw(data, rng)
     if not members:
         return raw(data, rng)
     name = rng.choice(sorted(members))
-    match rng.randrange(4):
+    match rng.randrange(5):
         case 0:
             members.pop(name)
         case 1:
             members[name] = _number_in(members[name], rng)
+        case 2:
+            return in_directory(data, rng)
         case _:
             members[name] = raw(members[name], rng)
+    return zipped(members, rng)
+
+
+def zipped(members: Mapping[str, bytes], rng: random.Random) -> bytes:
+    """An archive, stored or deflated."""
     made = io.BytesIO()
     packed = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
     with zipfile.ZipFile(made, "w", packed) as new:
         for each, content in members.items():
-            new.writestr(each, content)
+            new.writestr(zipfile.ZipInfo(each), content, packed)
     return made.getvalue()
+
+
+def in_directory(data: bytes, rng: random.Random) -> bytes:
+    """A number of an entry in an archive's directory, or of the record behind that: sizes, offsets,
+    flags, kinds."""
+    places = [found.start() for found in re.finditer(rb"PK\x01\x02", data)]
+    fields = [(at + offset, form) for at in places for offset, form in
+              ((8, "<H"), (10, "<H"), (20, "<L"), (24, "<L"), (28, "<H"), (38, "<L"), (42, "<L"))]  # fmt: skip
+    if len(data) >= 22:
+        fields += [(len(data) - 22 + offset, form) for offset, form in
+                   ((8, "<H"), (10, "<H"), (12, "<L"), (16, "<L"), (20, "<H"))]  # fmt: skip
+    fields = [(at, form) for at, form in fields if at + struct.calcsize(form) <= len(data)]
+    if not fields:
+        return raw(data, rng)
+    at, form = rng.choice(fields)
+    width = struct.calcsize(form)
+    (old,) = struct.unpack_from(form, data, at)
+    others = (0, 1, old + 1, old - 1, 2 * old, old ^ 1 << rng.randrange(8 * width), 1 << 31)
+    number = rng.choice(others) % (1 << 8 * width)
+    return data[:at] + struct.pack(form, number) + data[at + width :]
 
 
 def _number_in(data: bytes, rng: random.Random) -> bytes:

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NEEDS = {"weights": "torch", "model": "onnx", "calibration": "onnx", "trt-cache": "onnx",
-         "manifest": "onnx", "signed-manifest": "onnx", "report": "jinja2"}  # fmt: skip
-EXAMPLES = {"report": 60, "weights": 100}
+         "manifest": "onnx", "forged-manifest": "onnx", "inspect": "onnx", "packed": "onnx",
+         "layers": "onnx", "tuned": "onnx", "network": "torch", "signatures": "cryptography",
+         "keys": "cryptography", "report": "jinja2"}  # fmt: skip
+EXAMPLES = {"report": 60, "weights": 100, "network": 60, "packed": 120, "signatures": 60}
 """Where one takes long."""
 
 

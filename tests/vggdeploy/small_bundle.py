@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from vggdeploy import bundle, digests, preprocess
+from vggdeploy import digests, manifest, preprocess
 from vggdeploy.bundle import Probes
 
 FACTS = {
@@ -30,23 +30,31 @@ TABLE = {
 }
 
 
+BUDGET = {
+    "batch": 1,
+    "total": {"params": 4, "macs": 9, "weight_bytes": 4},
+    "layers": [{"name": "features.0", "kind": "conv", "output": [1, 2, 3], "params": 4, "macs": 9}],
+    "nodes": {"features.0": "conv"},
+}
+
+
 def fill(work):
     (work / "model.xml").write_text("<net/>")
     (work / "model.bin").write_bytes(bytes(range(256)))
-    (work / bundle.GRAPH).write_bytes(b"graph")
-    (work / bundle.CALIBRATION).write_text(json.dumps(TABLE))
-    (work / bundle.LAYERS).write_text('{"layers": [{"name": "features.0"}]}')
-    PROBES.save(work / bundle.PROBES)
+    (work / manifest.GRAPH).write_bytes(b"graph")
+    (work / manifest.CALIBRATION).write_text(json.dumps(TABLE))
+    (work / manifest.LAYERS).write_text(json.dumps(BUDGET))
+    PROBES.save(work / manifest.PROBES)
 
 
 def rewrite(path, **changes):
     """Change the manifest and sign it again, as a careful forger would."""
-    manifest = json.loads((path / bundle.MANIFEST).read_text())
-    manifest.update(changes)
-    for key in ("digest", bundle.TUNED):
-        manifest.pop(key, None)
-    manifest["digest"] = digests.sha256_json(manifest)
-    (path / bundle.MANIFEST).write_text(bundle.spelling(manifest))
+    said = json.loads((path / manifest.MANIFEST).read_text())
+    said.update(changes)
+    for key in ("digest", manifest.TUNED):
+        said.pop(key, None)
+    said["digest"] = digests.sha256_json(said)
+    (path / manifest.MANIFEST).write_text(manifest.spelling(said))
 
 
 def flip(path, place):

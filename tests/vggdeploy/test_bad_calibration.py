@@ -16,6 +16,7 @@ from PIL import Image
 
 from vggdeploy import bundle, dataset, parity, preprocess
 from vggdeploy.cli import main
+from vggdeploy.manifest import CALIBRATION, GRAPH, TRT_CACHE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +94,7 @@ def built(tmp_path: Path) -> Bundle:
 
 
 def tensors(tmp_path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((tmp_path / "bundle" / bundle.CALIBRATION).read_text())
+    found: dict[str, Any] = json.loads((tmp_path / "bundle" / CALIBRATION).read_text())
     return found["tensors"]
 
 
@@ -103,7 +104,7 @@ def sqnr(tmp_path: Path, photos: Path) -> float:
     batch = recipe.arithmetic(np.stack(list(dataset.scan(photos).pixels(recipe))))
     before, after = (
         float64.Graph(onnx.load(path)).run(batch)["scores"]
-        for path in (tmp_path / "float.onnx", tmp_path / "bundle" / bundle.GRAPH)
+        for path in (tmp_path / "float.onnx", tmp_path / "bundle" / GRAPH)
     )
     return float(parity.sqnr_db(before, after).mean())
 
@@ -131,7 +132,7 @@ def test_infinite_activations_are_noticed_with_a_table_too(
 ) -> None:
     """Nothing is observed then but what rounding looks at."""
     assert main([*flags("--out", str(tmp_path / "first"))]) == 0
-    said = json.loads((tmp_path / "first" / bundle.CALIBRATION).read_text())
+    said = json.loads((tmp_path / "first" / CALIBRATION).read_text())
     said["source"].pop("model")
     (tmp_path / "table.json").write_text(json.dumps(said))
     network(overflow).save(tmp_path / "float.onnx")
@@ -218,7 +219,7 @@ def test_any_seed_will_do(flags: Callable[..., list[str]], tmp_path: Path, seed:
 def edited(flags: Callable[..., list[str]], tmp_path: Path) -> Callable[..., Path]:
     """The network's own table, after an edit of the rescaled tensor's entry."""
     assert main(flags("--out", str(tmp_path / "first"))) == 0
-    text = (tmp_path / "first" / bundle.CALIBRATION).read_text()
+    text = (tmp_path / "first" / CALIBRATION).read_text()
 
     def make(edit: Callable[[dict[str, Any]], Any]) -> Path:
         said = json.loads(text)
@@ -310,7 +311,7 @@ def test_a_rescaled_table_makes_the_float_graphs_tensorrt_cache(
 
     table = str(edited(lambda said: None))
     assert main(flags("--calibration", table, "--emit-trt-cache")) == 0
-    cache = trt_cache.parse((tmp_path / "bundle" / bundle.TRT_CACHE).read_bytes(), "")
+    cache = trt_cache.parse((tmp_path / "bundle" / TRT_CACHE).read_bytes(), "")
     entry = tensors(tmp_path)["r0"]
     assert entry["rescaled"]["threshold"]["int8"] != entry["threshold"]["int8"]
     assert cache.entries["r0"].scale == pytest.approx(entry["threshold"]["int8"] / 127, rel=1e-7)
@@ -347,7 +348,7 @@ def test_every_way_of_rounding_is_another_bundle(
         ["--no-rescale"],
     ):
         assert main(flags(*way, "--force")) == 0
-        seen.add((tmp_path / "bundle" / bundle.GRAPH).read_bytes())
+        seen.add((tmp_path / "bundle" / GRAPH).read_bytes())
         assert sqnr(tmp_path, photos) > 20
     assert len(seen) == 6
 

@@ -14,6 +14,7 @@ from vggdeploy import bundle, calib, pipeline
 from vggdeploy.calib import trt_cache
 from vggdeploy.cli import main
 from vggdeploy.errors import BundleError, CalibrationError, ConfigError
+from vggdeploy.manifest import CALIBRATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,7 @@ def edited(tiny_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
     """The tiny network's own table as a file of its own, after an edit."""
 
     def make(edit: Callable[[dict[str, Any]], Any], name: str = "table.json") -> Path:
-        said = json.loads((tiny_bundle / bundle.CALIBRATION).read_text())
+        said = json.loads((tiny_bundle / CALIBRATION).read_text())
         edit(said)
         (tmp_path / name).write_text(json.dumps(said))
         return tmp_path / name
@@ -74,7 +75,7 @@ def test_own_table_gives_the_same_engine(
     no_collection: None,
     folder_contents: Any,
 ) -> None:
-    table = tiny_bundle / bundle.CALIBRATION
+    table = tiny_bundle / CALIBRATION
     result = pipeline.build(tiny(calibration=table, out=tmp_path / "bundle"))
     assert [stage["name"] for stage in result["stages"]] == STAGES
     given, made = folder_contents(tmp_path / "bundle"), folder_contents(tiny_bundle)
@@ -96,8 +97,8 @@ def test_another_file_is_another_bundle(
         entry.get("rescaled", entry)["threshold"]["uint8"] *= 2
 
     out = tmp_path / "bundle"
-    pipeline.build(tiny(calibration=tiny_bundle / bundle.CALIBRATION, out=out))
-    again = pipeline.build(tiny(calibration=tiny_bundle / bundle.CALIBRATION, out=out))
+    pipeline.build(tiny(calibration=tiny_bundle / CALIBRATION, out=out))
+    again = pipeline.build(tiny(calibration=tiny_bundle / CALIBRATION, out=out))
     assert again["unchanged"] is True
     with pytest.raises(BundleError, match="other inputs"):
         pipeline.build(tiny(calibration=edited(widen), out=out))
@@ -125,7 +126,7 @@ def test_table_of_another_model_is_refused(
     key: str,
     said: str,
 ) -> None:
-    own = json.loads((tiny_bundle / bundle.CALIBRATION).read_text())["source"]["model"][key]
+    own = json.loads((tiny_bundle / CALIBRATION).read_text())["source"]["model"][key]
     path = edited(lambda said: said["source"]["model"].update({key: "0123456789abcdef" * 4}))
     with pytest.raises(CalibrationError, match=f"{said}.*calibrate") as caught:
         pipeline.build(tiny(calibration=path, out=tmp_path / "bundle"))
@@ -146,7 +147,7 @@ def test_table_of_another_preprocessing_is_refused(
 ) -> None:
     (tmp_path / "other.toml").write_text(f'resize = "stretch"\n{recipe}\n')
     options = tiny(
-        calibration=tiny_bundle / bundle.CALIBRATION,
+        calibration=tiny_bundle / CALIBRATION,
         preprocess=str(tmp_path / "other.toml"),
         out=tmp_path / "bundle",
     )
@@ -197,7 +198,7 @@ def test_a_bundle_holds_the_cache(tiny_bundle: Path, with_cache: Any) -> None:
     assert bundle.open_bundle(out).manifest["files"][path.name]["sha256"] == sha256(path)
     cache = trt_cache.parse(path.read_bytes(), "")
     assert cache.header == "TRT-100300-EntropyCalibration2"
-    table = calib.CalibrationTable.load(tiny_bundle / bundle.CALIBRATION)
+    table = calib.CalibrationTable.load(tiny_bundle / CALIBRATION)
     assert [*table.tensors] == TENSORS
     assert [*cache.entries][: len(TENSORS)] == TENSORS
     for name, tensor in table.tensors.items():
@@ -238,7 +239,7 @@ def test_a_build_from_a_cache(
     (caution,) = (line for line in result["cautions"] if "calibration" in line)
     assert caution.startswith(f"calibration {cache} carries no digest of the model and no prepro")
     assert "14 of the 25 entries" in caution
-    said = json.loads((out / bundle.CALIBRATION).read_text())
+    said = json.loads((out / CALIBRATION).read_text())
     assert said["tensors"].keys() == set(TENSORS)
     entry = said["tensors"]["relu_3"]
     assert (entry["range"], entry["method"]) == (None, "trt-cache")
@@ -248,7 +249,7 @@ def test_a_build_from_a_cache(
     assert manifest["build"]["method"] == "trt-cache"
     assert manifest["build"]["calibration_file"] == sha256(cache)
     # The table that was made of it knows no more than the cache did.
-    again = pipeline.build(tiny(calibration=out / bundle.CALIBRATION, out=tmp_path / "again"))
+    again = pipeline.build(tiny(calibration=out / CALIBRATION, out=tmp_path / "again"))
     assert any("carries no digest of the model" in line for line in again["cautions"])
 
 

@@ -95,3 +95,12 @@ def test_arrays_of_another_kind_are_refused(file, images, reference, labels):
     Probes(images, reference, labels).save(file)
     with pytest.raises(BundleError, match="does not hold probes"):
         Probes.load(file)
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_no_number_is_refused(file, score):
+    reference = SCORES.copy()
+    reference[1, 3] = score
+    Probes(IMAGES, reference, None).save(file)
+    with pytest.raises(BundleError, match=r"does not hold probes.*scores that are finite"):
+        Probes.load(file)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from test_gates import BENCH
 
-from vggdeploy import bundle, errors, machine, pipeline
+from vggdeploy import errors, machine, pipeline
 from vggdeploy.cli import app, main
+from vggdeploy.manifest import read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,7 +181,7 @@ class TestRunBesideABaseline:
         (elsewhere / "baseline.json").write_text(json.dumps(baseline))
 
         def bench(path: Path, options: Any, reporter: Any) -> dict[str, Any]:
-            return {**BENCH, "system": here, "digest": bundle.read_manifest(path)["digest"]}
+            return {**BENCH, "system": here, "digest": read_manifest(path)["digest"]}
 
         monkeypatch.setattr("vggdeploy.benching.bench", bench)
         monkeypatch.setattr("vggdeploy.console.show_run", lambda *_: None)

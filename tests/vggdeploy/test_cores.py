@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import machines
 import pytest
@@ -150,3 +150,29 @@ def test_hyperthreads_are_switched_on_where_they_are_asked_for(
         assert target.configuration(options)["ENABLE_HYPER_THREADING"] is wanted  # type: ignore[attr-defined]
     monkeypatch.setattr(cores, "usable", lambda: Cores(4, 4))
     assert "ENABLE_HYPER_THREADING" not in target.configuration(options)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "int8-w4"])
+@pytest.mark.parametrize("goal", ["latency", "throughput"])
+@pytest.mark.parametrize("have", [Cores(1, 1), Cores(6, 3), Cores(16, 8, 2.5), Cores(4, 4, 0.5)])
+@pytest.mark.parametrize("device", ["CPU", "GPU", "NPU"])
+def test_what_is_tried_is_tunable(precision: str, goal: Any, have: Cores, device: str) -> None:
+    options = RunOptions(device=device, goal=goal)
+    for each in openvino_settings.candidates(precision, options, have, ("FP16", "FP32", "BF16")):
+        assert openvino_settings.tunable(precision, each, have.logical), each
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int8-w4"])
+def test_another_precision_than_the_targets_is_not_tunable(precision: str) -> None:
+    """It would be another accuracy than the one that was verified."""
+    for hint in ("bf16", "f16", "f32", "", "x"):
+        assert not openvino_settings.tunable(precision, Settings(precision=hint), 4)
+    assert openvino_settings.tunable("fp16", Settings(precision="f16"), 4)
+    assert not openvino_settings.tunable("fp16", Settings(precision="bf16"), 4)
+
+
+@pytest.mark.parametrize("count", [0, -1, 9, 1 << 40])
+def test_more_than_the_cores_is_not_tunable(count: int) -> None:
+    assert openvino_settings.tunable("int8", Settings(streams=8, threads=8), 8)
+    assert not openvino_settings.tunable("int8", Settings(streams=count), 8)
+    assert not openvino_settings.tunable("int8", Settings(threads=count), 8)

@@ -3,14 +3,16 @@
 import json
 import zipfile
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from small_bundle import FACTS, fill, flip, rewrite
 
-from vggdeploy import bundle, compiling, inspection, packing, tuning
+from vggdeploy import bundle, compiling, digests, inspection, packing, tuning
 from vggdeploy.cli import main
 from vggdeploy.contracts import Settings, TrtOptions
 from vggdeploy.errors import BundleError
+from vggdeploy.manifest import CALIBRATION, LAYERS, MANIFEST, files, read_manifest
 
 PLACE = tuning.Place("CPU", "Some CPU", 2)
 CHOICE = tuning.Choice("latency", 1, Settings(streams=1), PLACE, "openvino 1")
@@ -44,7 +46,7 @@ def test_everything_is_shown(path, place, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     result = inspection.inspect(place)
     assert sorted(tmp_path.rglob("*")) == before
-    manifest = bundle.read_manifest(path)
+    manifest = read_manifest(path)
     for key in ("target", "precision", "digest", "model", "input", "output", "preprocess", "tool",
                 "host", "build", "recipe", "device", "engine", "portable"):  # fmt: skip
         assert result[key] == manifest[key], key
@@ -55,7 +57,7 @@ def test_everything_is_shown(path, place, tmp_path):
         "method": "mse", "tensors": 1, "images": 3, "seed": 5, "images_sha256": "c0ffee",
     }  # fmt: skip
     assert {file["name"]: file["size"] for file in result["files"]} == {
-        name: (path / name).stat().st_size for name in bundle.files(manifest)
+        name: (path / name).stat().st_size for name in files(manifest)
     }
     assert {file["state"] for file in result["files"]} == {"whole"}
     assert (result["whole"], result["signatures"], result["trusted"]) == (True, [], None)
@@ -78,20 +80,20 @@ def test_a_person_sees_it(place, capsys, monkeypatch):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("name", ["model.bin", bundle.CALIBRATION, "tuned.json"])
+@pytest.mark.parametrize("name", ["model.bin", CALIBRATION, "tuned.json"])
 def test_what_does_not_hold_is_shown_and_then_refused(path, name, capsys, tmp_path):
     flip(path / name, 0)
-    (path / bundle.LAYERS).unlink()
+    (path / LAYERS).unlink()
     assert main(["bundle", "inspect", str(path), "--json", str(tmp_path / "r.json")]) == 2
     said = capsys.readouterr().err
     assert "altered" in said
     assert "error: " in said
     result = json.loads((tmp_path / "r.json").read_text())
     states = {file["name"]: file["state"] for file in result["files"]}
-    assert [n for n, state in states.items() if state != "whole"] == sorted([name, bundle.LAYERS])
-    assert (states[name], states[bundle.LAYERS]) == ("altered", "missing")
+    assert [n for n, state in states.items() if state != "whole"] == sorted([name, LAYERS])
+    assert (states[name], states[LAYERS]) == ("altered", "missing")
     assert result["whole"] is False
-    assert (result["calibration"] is None) == (name == bundle.CALIBRATION)
+    assert (result["calibration"] is None) == (name == CALIBRATION)
 
 
 def test_an_altered_file_in_a_packed_bundle_is_shown(path, tmp_path):
@@ -107,12 +109,12 @@ def test_an_altered_file_in_a_packed_bundle_is_shown(path, tmp_path):
     assert {name for name, state in states.items() if state == "altered"} == {"model.xml"}
 
 
-def test_a_link_counts_as_missing(path, tmp_path):
+def test_a_link_is_shown_and_not_followed(path, tmp_path):
     (path / "model.bin").rename(tmp_path / "model.bin")
     (path / "model.bin").symlink_to(tmp_path / "model.bin")
     result = inspection.inspect(path)
-    assert {f["name"]: f["state"] for f in result["files"]}["model.bin"] == "missing"
-    with pytest.raises(BundleError, match=r"model\.bin is missing"):
+    assert {f["name"]: f["state"] for f in result["files"]}["model.bin"] == "link"
+    with pytest.raises(BundleError, match=r"model\.bin points outside of it"):
         inspection.require(result)
 
 
@@ -140,7 +142,7 @@ def test_signatures_are_shown(path, tmp_path, capsys):
         inspection.require(result)
     rewrite(path, target="ov-fp32")
     result = inspection.inspect(path, trusted=tmp_path / "builder.pub")
-    with pytest.raises(BundleError, match="signed wrongly"):
+    with pytest.raises(BundleError, match=r"the signature of .* does not hold"):
         inspection.require(result)
     arguments = ["bundle", "inspect", str(path), "--trusted-keys", str(tmp_path / "builder.pub")]
     assert main(arguments) == 2
@@ -153,3 +155,69 @@ def test_what_is_no_bundle_is_refused(tmp_path):
     for place in ("folder", "file", "nowhere"):
         with pytest.raises(BundleError):
             inspection.inspect(tmp_path / place)
+
+
+def test_another_size_is_altered_and_not_hashed(path, monkeypatch):
+    """A file that claims the right digest, and one that has no end."""
+    said = json.loads((path / MANIFEST).read_text())["files"]
+    rewrite(path, files={**said, "model.bin": {**said["model.bin"], "size": 255}})
+    with (path / CALIBRATION).open("r+b") as file:
+        file.truncate(1 << 33)
+    hashed = []
+    real = digests.sha256_file
+    monkeypatch.setattr(
+        digests, "sha256_file", lambda file: (hashed.append(file.name), real(file))[1]
+    )
+    result = inspection.inspect(path)
+    seen = {file["name"]: (file["state"], file["got"]) for file in result["files"]}
+    assert seen["model.bin"] == ("altered", "256 bytes")
+    assert seen[CALIBRATION] == ("altered", f"{1 << 33:,} bytes")
+    assert not {"model.bin", CALIBRATION} & set(hashed)
+    assert (result["whole"], result["calibration"]) == (False, None)
+    with pytest.raises(BundleError, match=r"calibration\.json has been altered: got 8,589"):
+        inspection.require(result)
+
+
+def test_what_cannot_be_read_is_shown(path, monkeypatch):
+    real = Path.open
+
+    def refuse(self, *arguments, **options):
+        if self.name == "model.bin":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    result = inspection.inspect(path)
+    assert {f["name"]: f["state"] for f in result["files"]}["model.bin"] == "unreadable"
+    with pytest.raises(BundleError, match=r"model\.bin cannot be read: got .*Permission denied"):
+        inspection.require(result)
+
+
+ANYTHING = [None, True, 5, "x", "[/]", "\x1b[2J", [], [1], {}, {"x": {"y": [None]}}]
+
+
+@pytest.mark.parametrize("key", ["target", "precision", "model", "input", "output", "preprocess", "recipe",
+                                 "build", "device", "tool", "host", "portable", "calibration"])  # fmt: skip
+def test_a_manifest_is_shown_or_refused_whatever_it_says(path, key, capsys):
+    for value in ANYTHING:
+        rewrite(path, **{key: value})
+        assert main(["bundle", "inspect", str(path)]) in (0, 2)
+        said = capsys.readouterr().err
+        assert "this is a bug" not in said
+        assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("key", ["backend", "kept", "engine", "key", "cpu_isa", "sparsity"])
+def test_a_build_is_shown_or_refused_whatever_it_says(path, key, capsys):
+    for value in ANYTHING:
+        rewrite(path, build={**BUILD, key: value})
+        assert main(["bundle", "inspect", str(path)]) in (0, 2)
+        said = capsys.readouterr().err
+        assert "this is a bug" not in said
+        assert "\x1b" not in said
+
+
+def test_a_name_does_not_paint_over_a_verdict(path, capsys):
+    rewrite(path, model={"name": "vgg16\x1b[3A\x1b[2Kdigest  trusted"})
+    assert main(["bundle", "inspect", str(path)]) == 0
+    assert "vgg16�[3A�[2Kdigest  trusted" in " ".join(capsys.readouterr().err.split("\n"))

@@ -21,6 +21,7 @@ from vggdeploy.errors import (
     VggdeployError,
     WeightsError,
 )
+from vggdeploy.manifest import PROBES
 
 
 def grow(path, size, start=b""):
@@ -151,14 +152,46 @@ def test_a_member_that_declares_more_than_the_file_is_refused(tmp_path):
     at = content.rindex(b"PK\1\2")
     struct.pack_into("<LL", content, at + 20, 1 << 30, 1 << 30)
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(limits.OverLimitError, match="more bytes than the file"):
+    with pytest.raises(zipfile.BadZipFile, match="an entry that runs into it"):
         limits.arrays(tmp_path / "a.npz")
+
+
+def nested(path, depth):
+    """An .npz file of members inside of each other, that all end with the innermost one's bytes."""
+    body, members = npy(np.zeros(1 << 10)), []
+    for number in range(depth):
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr(zipfile.ZipInfo(f"{number}.npy"), body)
+            length = archive.start_dir
+        member, head = stream.getvalue()[:length], bytearray(stream.getvalue()[length:-22])
+        members.insert(0, (head, length))
+        body = npy(np.zeros(0), shape=(length,), descr="|u1") + member
+    for head, length in members:
+        struct.pack_into("<L", head, 42, len(member) - length)
+    directory = b"".join(bytes(head) for head, _ in members)
+    end = (b"PK\5\6", 0, 0, depth, depth, len(directory), len(member), 0)
+    path.write_bytes(member + directory + struct.pack("<4s4H2LH", *end))
+
+
+def test_members_that_share_their_bytes_are_refused(tmp_path, monkeypatch):
+    """A file of some bytes would take memory for them many times over. Not every version of Python
+    notices by itself."""
+    nested(tmp_path / "one.npz", 1)
+    assert limits.arrays(tmp_path / "one.npz")["0"].shape == (1 << 10,)
+    nested(tmp_path / "many.npz", 40)
+    with zipfile.ZipFile(tmp_path / "many.npz") as archive:
+        held = sum(entry.file_size for entry in archive.infolist())
+    assert held > 20 * (tmp_path / "many.npz").stat().st_size
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("numpy read it"))
+    with pytest.raises(zipfile.BadZipFile, match="or of two entries"):
+        limits.arrays(tmp_path / "many.npz")
 
 
 def test_probes_that_declare_too_much_are_named(tmp_path):
     def fill_wrong(work):
         fill(work)
-        npz(work / bundle.PROBES, {"images": npy(ONE, shape=(1 << 50,)), "reference": npy(ONE)})
+        npz(work / PROBES, {"images": npy(ONE, shape=(1 << 50,)), "reference": npy(ONE)})
 
     bundle.write(tmp_path / "b", FACTS, fill_wrong, replace=False)
     with pytest.raises(BundleError, match=r"probes\.npz cannot be read.*declares 4,5"):

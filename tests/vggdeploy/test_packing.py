@@ -13,6 +13,7 @@ from small_bundle import FACTS, fill, flip, rewrite
 from vggdeploy import bundle, limits, packing
 from vggdeploy.contracts import Silent
 from vggdeploy.errors import BundleError
+from vggdeploy.manifest import MANIFEST, PROBES, SIGNATURES, read_manifest
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_the_same_bundle_gives_the_same_bytes(path, packed, tmp_path):
 
 def test_the_manifest_comes_first_and_the_rest_is_sorted(packed):
     names = [entry.filename for entry, _ in entries(packed)]
-    assert names[0] == bundle.MANIFEST
+    assert names[0] == MANIFEST
     assert names[1:] == sorted(names[1:])
     for entry, _ in entries(packed):
         assert entry.date_time == (1980, 1, 1, 0, 0, 0)
@@ -98,10 +99,13 @@ def test_a_damaged_bundle_is_not_packed(path, tmp_path):
     assert not (tmp_path / "b.zip").exists()
 
 
-def test_a_bundle_that_is_too_large_is_not_packed(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "BUNDLE_BYTES", 300)
-    with pytest.raises(BundleError, match="too large"):
+@pytest.mark.parametrize("content", [b"-----BEGIN PRIVATE KEY-----\n", b"{}", b"[" * 60_000])
+def test_signatures_that_are_none_are_not_packed(path, tmp_path, content):
+    """A secret in their place would be passed on."""
+    (path / SIGNATURES).write_bytes(content)
+    with pytest.raises(BundleError, match=r"the signatures of .* cannot be read"):
         packing.pack(path, tmp_path / "b.zip")
+    assert not (tmp_path / "b.zip").exists()
 
 
 def test_another_bundle_gives_way_to_force_alone(packed, tmp_path):
@@ -168,16 +172,16 @@ def test_a_name_that_the_manifest_does_not_list_is_refused(packed, tmp_path, nam
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "sub/evil", "..", "C:evil", "a\\b"])
 def test_a_manifest_that_lists_such_a_name_is_refused(path, packed, tmp_path, name):
-    files = {**bundle.read_manifest(path)["files"], name: {"size": 4, "sha256": "0" * 64}}
+    files = {**read_manifest(path)["files"], name: {"size": 4, "sha256": "0" * 64}}
     rewrite(path, files=files)
-    manifest = (path / bundle.MANIFEST).read_bytes()
+    manifest = (path / MANIFEST).read_bytes()
     head, *rest = entries(packed)
     repack(packed, [(head[0].filename, manifest), *rest, (name, b"evil")])
-    refused(packed, tmp_path, "points outside")
+    refused(packed, tmp_path, "is no file of a build")
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFDIR])
-@pytest.mark.parametrize("name", ["model.bin", bundle.MANIFEST])
+@pytest.mark.parametrize("name", ["model.bin", MANIFEST])
 def test_links_and_special_files_are_refused(packed, tmp_path, kind, name):
     parts = entries(packed)
     for entry, _ in parts:
@@ -193,7 +197,7 @@ def test_a_name_twice_is_refused(packed, tmp_path):
     refused(packed, tmp_path, "is in it 2 times")
 
 
-@pytest.mark.parametrize("name", ["model.bin", bundle.MANIFEST])
+@pytest.mark.parametrize("name", ["model.bin", MANIFEST])
 def test_a_file_that_is_missing_is_refused(packed, tmp_path, name):
     repack(packed, [part for part in entries(packed) if part[0].filename != name])
     refused(packed, tmp_path, "missing|does not begin with a manifest")
@@ -213,7 +217,7 @@ def patch(file, name, offset, value, form):
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["model.bin", bundle.MANIFEST])
+@pytest.mark.parametrize("name", ["model.bin", MANIFEST])
 @pytest.mark.parametrize("flag", [0x01, 0x40])
 def test_an_encrypted_entry_is_refused(packed, tmp_path, name, flag):
     patch(packed, name, 8, flag, "<H")
@@ -247,31 +251,53 @@ def test_more_bytes_than_declared_are_not_written(packed, tmp_path):
 
 def test_a_manifest_that_is_too_large_is_not_read(packed, tmp_path):
     _, *rest = entries(packed)
-    repack(packed, [(bundle.MANIFEST, bytes((1 << 20) + 1)), *rest])
+    repack(packed, [(MANIFEST, bytes((1 << 20) + 1)), *rest])
     refused(packed, tmp_path, "its manifest is too large: got 1,048,577 bytes")
 
 
 def test_signatures_that_are_too_large_are_not_read(packed, tmp_path):
-    repack(packed, [*entries(packed), (bundle.SIGNATURES, bytes((1 << 16) + 1))])
+    repack(packed, [*entries(packed), (SIGNATURES, bytes((1 << 16) + 1))])
     refused(packed, tmp_path, r"signature\.json is too large")
 
 
-def test_a_bomb_is_refused_by_its_ratio(tmp_path):
+def test_a_bomb_is_refused_by_its_ratio(tmp_path, monkeypatch):
+    """Nor is it made: what is packed can be unpacked."""
+
     def fill_zeros(work):
         fill(work)
         (work / "model.bin").write_bytes(bytes(4 << 20))
 
     bundle.write(tmp_path / "bundle", FACTS, fill_zeros, replace=False)
-    packing.pack(tmp_path / "bundle", tmp_path / "b.zip")
-    refused(tmp_path / "b.zip", tmp_path, "it would grow too large: got 4,19")
+    with pytest.raises(BundleError, match=r"grow too much .*: got 4,19.* -- copy its folder"):
+        packing.pack(tmp_path / "bundle", tmp_path / "b.zip")
+    assert not (tmp_path / "b.zip").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(limits, "PACKED_RATIO", 1100)
+        packing.pack(tmp_path / "bundle", tmp_path / "b.zip")
+    refused(tmp_path / "b.zip", tmp_path, "it is unpacked: got 4,19")
 
 
-def test_a_bomb_is_refused_by_its_total(packed, tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "BUNDLE_BYTES", 300)
-    refused(packed, tmp_path, "too large")
+def test_files_that_are_too_large_together_are_refused(path, packed, tmp_path, monkeypatch):
+    """Each is small enough: the largest has 500 bytes or so."""
+    total = sum(said["size"] for said in read_manifest(path)["files"].values())
+    monkeypatch.setattr(limits, "BUNDLE_BYTES", total)
+    bundle.open_bundle(path)
+    packing.pack(path, tmp_path / "again.zip")
+    packing.unpack(packed, tmp_path / "at-the-limit")
+    monkeypatch.setattr(limits, "BUNDLE_BYTES", total - 1)
+    words = f"its files are too large: got {total:,} bytes, expected {total - 1:,} at most"
+    refused(packed, tmp_path, words)
+    for use in (
+        lambda: bundle.open_bundle(path),
+        lambda: packing.pack(path, tmp_path / "again.zip"),
+        lambda: bundle.write(tmp_path / "new", FACTS, fill, replace=False),
+    ):
+        with pytest.raises(BundleError, match=words):
+            use()
+    assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name", ["model.bin", "model.xml", bundle.PROBES])
+@pytest.mark.parametrize("name", ["model.bin", "model.xml", PROBES])
 def test_another_content_of_the_same_size_is_refused(packed, tmp_path, name):
     parts = [
         (entry, bytes(len(content)) if entry.filename == name else content)
@@ -284,7 +310,7 @@ def test_another_content_of_the_same_size_is_refused(packed, tmp_path, name):
 def test_entries_that_overlap_are_refused(packed, tmp_path):
     """Several entries of one stored content: together more than the archive has."""
     patch(packed, "probes.npz", 20, 1 << 16, "<L")
-    refused(packed, tmp_path, "cut short|grow too large|altered")
+    refused(packed, tmp_path, "cannot be read")
 
 
 @pytest.mark.parametrize("flips", range(7))
@@ -317,6 +343,40 @@ def test_a_file_that_is_cut_short_is_refused(packed, tmp_path, cut):
 def test_an_archive_with_more_around_it_is_refused(packed, tmp_path, front, behind):
     packed.write_bytes(front + packed.read_bytes() + behind)
     refused(packed, tmp_path, "cannot be read")
+
+
+def moved(content, by, at=0):
+    """An archive with `by` in it at `at`, whose offsets count that, as ``zip -A`` mends them."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        start, offsets = archive.start_dir, [e.header_offset for e in archive.infolist()]
+    made = bytearray(content[:at] + by + content[at:])
+    place = start + len(by)
+    for offset in offsets:
+        place = made.index(b"PK\1\2", place)
+        struct.pack_into("<L", made, place + 42, offset + (len(by) if offset >= at else 0))
+        place += 1
+    struct.pack_into("<L", made, len(made) - 6, start + len(by))
+    return bytes(made)
+
+
+def test_bytes_in_front_that_the_offsets_count_are_refused(packed, tmp_path):
+    content = packed.read_bytes()
+    packed.write_bytes(moved(content, b""))
+    packing.unpack(packed, tmp_path / "whole")
+    packed.write_bytes(moved(content, b"MZ" * 99))
+    assert entries(packed)[0][0].header_offset == 198  # zipfile reads it
+    refused(packed, tmp_path, "cannot be read: got bytes before 'manifest.json'")
+
+
+@pytest.mark.parametrize("place", [1, 3, -1])
+def test_bytes_between_entries_are_refused(packed, tmp_path, place):
+    with zipfile.ZipFile(packed) as archive:
+        places = [entry.header_offset for entry in archive.infolist()]
+        at = places[place] if place > 0 else archive.start_dir
+    packed.write_bytes(moved(packed.read_bytes(), b"hidden", at))
+    with zipfile.ZipFile(packed) as archive:
+        assert archive.testzip() is None
+    refused(packed, tmp_path, "cannot be read: got bytes before")
 
 
 def test_a_comment_is_refused(packed, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from vggdeploy import bundle, calibrating, dataset, graphs, pipeline, verification
 from vggdeploy.contracts import Availability
 from vggdeploy.errors import BundleError, ConfigError, DatasetError, MissingError
+from vggdeploy.manifest import GRAPH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -246,7 +247,7 @@ def test_weights_that_would_saturate_are_smaller(
     """Those of the convolution that reads the signed image for every CPU, the other convolutions'
     for one without VNNI; products read floats."""
     pipeline.build(tiny(out=tmp_path / "bundle", cpu_isa=cpu_isa))
-    model = graphs.read(tmp_path / "bundle" / bundle.GRAPH)
+    model = graphs.read(tmp_path / "bundle" / GRAPH)
     largest = {
         name.removesuffix(".weight.quantized"): int(
             np.abs(value.const_value.numpy().astype(np.int32)).max()

@@ -25,6 +25,7 @@ from vggdeploy.benchmarks import BenchOptions
 from vggdeploy.cli import main
 from vggdeploy.contracts import Availability, CompileOptions, RunOptions, Silent, TensorSpec
 from vggdeploy.errors import ConfigError, MissingError, RunnerError
+from vggdeploy.manifest import CALIBRATION, GRAPH
 from vggdeploy.preprocess import PRESETS, Preprocess
 from vggdeploy.targets.tensorrt import TensorRT
 from vggdeploy.verification import verify
@@ -340,7 +341,7 @@ def test_both_forms_score_alike(both: Callable[[str], Any], target: str) -> None
 @pytest.mark.parametrize("target", ["ov-int8", "trt-int8"])
 @pytest.mark.usefixtures("bare")
 def test_calibration_is_the_same(both: Callable[[str], Any], target: str) -> None:
-    tables = [(path / bundle.CALIBRATION).read_bytes() for path in both(target)]
+    tables = [(path / CALIBRATION).read_bytes() for path in both(target)]
     assert tables[0] == tables[1]
     one, two = (bundle.open_bundle(path) for path in both(target))
     assert one.manifest["build"]["key"] != two.manifest["build"]["key"]
@@ -364,9 +365,9 @@ def test_manifest_says_what_is_taken(both: Callable[[str], Any], target: str) ->
 
 @pytest.mark.usefixtures("bare")
 def test_graph_of_a_bundle_is_typed_to_the_first_pair(both: Callable[[str], Any]) -> None:
-    model = onnx.load(both("trt-int8")[1] / bundle.GRAPH)
+    model = onnx.load(both("trt-int8")[1] / GRAPH)
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    steps = head(both("trt-int8")[1] / bundle.GRAPH)
+    steps = head(both("trt-int8")[1] / GRAPH)
     assert [node.op_type for node in steps] == ["Cast", "Mul", "Transpose"]
     kinds = {tensor.data_type for tensor in model.graph.initializer}
     names = {onnx.TensorProto.DataType.Name(kind) for kind in kinds}
@@ -380,7 +381,7 @@ def test_tensorrt_8_computes_it_in_float32(tiny: Options, tmp_path: Path) -> Non
         target="trt-int8", portable=True, trt_version="8.6.1", input_format=PIXELS, out=out
     )
     pipeline.build(options)
-    (cast, *_) = head(out / bundle.GRAPH)
+    (cast, *_) = head(out / GRAPH)
     assert cast.attribute[0].i == onnx.TensorProto.FLOAT
     assert verify(out)["parity"]["sqnr_db"] > 10
 
@@ -436,12 +437,12 @@ def test_nhwc_network_for_tensorrt_is_quantized_before_it_is_turned(
         calib_data=str(digits_folder), calib_images=16, input_format=form, out=out,
     )  # fmt: skip
     pipeline.build(options)
-    nodes = onnx.load(out / bundle.GRAPH).graph.node
+    nodes = onnx.load(out / GRAPH).graph.node
     (turn,) = (node for node in nodes if node.op_type == "Transpose")
     (before,) = (node for node in nodes if turn.input[0] in node.output)
     assert before.op_type == "DequantizeLinear"
     core = ov.Core()
-    model = core.read_model(out / bundle.GRAPH)
+    model = core.read_model(out / GRAPH)
     core.compile_model(model, "CPU", {"LP_TRANSFORMS_MODE": "NO"})
     result = verify(out)
     assert result["execution"] == "emulated"

@@ -15,6 +15,7 @@ from vggdeploy import bundle, compiling, pipeline
 from vggdeploy.cli import main
 from vggdeploy.contracts import Availability, TrtOptions
 from vggdeploy.errors import BundleError, ConfigError, MissingError, ModelError
+from vggdeploy.manifest import WRITTEN
 from vggdeploy.targets.tensorrt import TensorRT
 from vggdeploy.verification import verify
 
@@ -66,7 +67,7 @@ def copied(portable: Path, tmp_path: Path) -> Path:
 def dla(portable: Path, tmp_path: Path) -> Path:
     """The portable bundle, to be compiled for a DLA core."""
     opened = bundle.open_bundle(portable)
-    facts = {k: v for k, v in opened.manifest.items() if k not in bundle.WRITTEN}
+    facts = {k: v for k, v in opened.manifest.items() if k not in WRITTEN}
     facts["recipe"] = {**facts["recipe"], "dla_core": 0}
 
     def fill(work: Path) -> None:
@@ -191,7 +192,7 @@ def test_no_engine_and_no_graph_is_no_bundle(portable: Path, tmp_path: Path) -> 
         for name in ("probes.npz", "layers.json"):
             shutil.copyfile(portable / name, work / name)
 
-    facts = {k: v for k, v in opened.manifest.items() if k not in bundle.WRITTEN}
+    facts = {k: v for k, v in opened.manifest.items() if k not in WRITTEN}
     with pytest.raises(BundleError, match=r"no digest of model\.onnx"):
         bundle.write(tmp_path / "bundle", facts, fill, replace=False)
 

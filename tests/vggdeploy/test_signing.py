@@ -1,17 +1,29 @@
 """Signatures: who built a bundle is known before anything of it is parsed."""
 
 import base64
+import hashlib
 import json
 import os
 import stat
+import zipfile
 
 import pytest
 from small_bundle import FACTS, fill, rewrite
 
-from vggdeploy import bundle, packing, signing, tuning
+from vggdeploy import bundle, inspection, packing, signing, tuning
 from vggdeploy.cli import main
 from vggdeploy.contracts import Settings
 from vggdeploy.errors import BundleError, ConfigError
+from vggdeploy.manifest import (
+    MANIFEST,
+    SIGNATURES,
+    TABLE,
+    TUNED,
+    files,
+    read_manifest,
+    spelling,
+    tuned_digest,
+)
 
 pytest.importorskip("cryptography")
 
@@ -102,7 +114,7 @@ def test_a_signature_of_another_bundle_is_refused(path, keys):
 def test_a_signature_moved_to_another_bundle_is_refused(path, keys, tmp_path):
     bundle.sign(path, keys / "builder")
     bundle.write(tmp_path / "other", {**FACTS, "build": {"key": "k2"}}, fill, replace=False)
-    (path / bundle.SIGNATURES).rename(tmp_path / "other" / bundle.SIGNATURES)
+    (path / SIGNATURES).rename(tmp_path / "other" / SIGNATURES)
     with pytest.raises(BundleError, match="does not hold"):
         bundle.open_bundle(tmp_path / "other", trusted(keys))
 
@@ -110,7 +122,7 @@ def test_a_signature_moved_to_another_bundle_is_refused(path, keys, tmp_path):
 def test_a_strangers_signature_under_the_builders_name_is_refused(path, keys):
     bundle.sign(path, keys / "stranger")
     (own,) = signing.trusted_keys(trusted(keys))
-    file = path / bundle.SIGNATURES
+    file = path / SIGNATURES
     said = json.loads(file.read_text())
     said["signatures"][0]["key"] = own
     file.write_text(json.dumps(said))
@@ -120,17 +132,17 @@ def test_a_strangers_signature_under_the_builders_name_is_refused(path, keys):
 
 def test_a_signature_of_something_else_is_none_of_a_bundle(path, keys):
     """The digest alone, as another tool might sign it."""
-    key, digest = signing.private_key(keys / "builder"), bundle.read_manifest(path)["digest"]
+    key, digest = signing.private_key(keys / "builder"), read_manifest(path)["digest"]
     said = json.loads(signing.add(None, digest, key, "x"))
     said["signatures"][0]["signature"] = base64.b64encode(key.sign(digest.encode())).decode()
-    (path / bundle.SIGNATURES).write_text(json.dumps(said))
+    (path / SIGNATURES).write_text(json.dumps(said))
     with pytest.raises(BundleError, match="does not hold"):
         bundle.open_bundle(path, trusted(keys))
 
 
 def test_no_flipped_bit_of_a_signature_holds(path, keys):
     bundle.sign(path, keys / "builder")
-    file = path / bundle.SIGNATURES
+    file = path / SIGNATURES
     whole = file.read_bytes()
     for place in range(len(whole)):
         content = bytearray(whole)
@@ -158,7 +170,7 @@ def test_no_flipped_bit_of_a_signature_holds(path, keys):
      b"x" * (1 << 16) + b"x"],
 )  # fmt: skip
 def test_signatures_that_are_none_are_refused(path, keys, content):
-    (path / bundle.SIGNATURES).write_bytes(content)
+    (path / SIGNATURES).write_bytes(content)
     with pytest.raises(BundleError, match="cannot be read"):
         bundle.open_bundle(path, trusted(keys))
     bundle.open_bundle(path)  # nobody asked
@@ -196,6 +208,61 @@ def test_an_engine_that_was_compiled_here_is_to_be_signed_here(path, keys):
     rewrite(path, compiled_from="0" * 64)
     with pytest.raises(BundleError, match=r"not signed.* -- 'vggdeploy bundle sign' where it was"):
         bundle.open_bundle(path, trusted(keys))
+
+
+def tune(path, listed):
+    """Say in a manifest that tuning added these files, as anyone can: no key is asked for it."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    tuned = {"choices": [], "files": listed}
+    manifest[TUNED] = {**tuned, "digest": tuned_digest(manifest["digest"], tuned)}
+    (path / MANIFEST).write_text(spelling(manifest))
+
+
+@pytest.mark.parametrize("others", [(), (TABLE,)])
+def test_what_tuning_adds_is_no_engine(path, keys, tmp_path, others):
+    """The signed digest leaves tuning out: it must not stand in for a file that was signed."""
+    bundle.sign(path, keys / "builder")
+    packing.pack(path, tmp_path / "b.zip")
+    for name in (TABLE, "model.bin"):
+        (path / name).write_bytes(b"evil")
+    said = {"size": 4, "sha256": hashlib.sha256(b"evil").hexdigest()}
+    tune(path, dict.fromkeys(("model.bin", *others), said))
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        for name in (MANIFEST, SIGNATURES, *files(json.loads((path / MANIFEST).read_text()))):
+            archive.write(path / name, name)
+    for use in (
+        lambda: bundle.open_bundle(path, trusted(keys)),
+        lambda: inspection.inspect(path, trusted=trusted(keys)),
+        lambda: inspection.inspect(tmp_path / "b.zip", trusted=trusted(keys)),
+        lambda: packing.unpack(tmp_path / "b.zip", tmp_path / "out", trusted=trusted(keys)),
+    ):
+        with pytest.raises(BundleError, match=r"tuning has other files: got model\.bin"):
+            use()
+    assert not (tmp_path / "out").exists()
+
+
+def test_tuning_adds_its_table(path, keys):
+    bundle.sign(path, keys / "builder")
+    (path / TABLE).write_bytes(b"evil")
+    tune(path, {TABLE: {"size": 4, "sha256": hashlib.sha256(b"evil").hexdigest()}})
+    bundle.open_bundle(path, trusted(keys))
+
+
+@pytest.mark.parametrize("name", [MANIFEST, SIGNATURES])
+def test_what_lies_elsewhere_is_not_passed_on(path, keys, tmp_path, name):
+    bundle.sign(path, keys / "builder")
+    (path / name).rename(tmp_path / "secret")
+    (path / name).symlink_to(tmp_path / "secret")
+    for use in (
+        lambda: bundle.open_bundle(path),
+        lambda: bundle.open_bundle(path, trusted(keys)),
+        lambda: bundle.sign(path, keys / "builder"),
+        lambda: inspection.inspect(path),
+        lambda: packing.pack(path, tmp_path / "b.zip"),
+    ):
+        with pytest.raises(BundleError, match=f"{name} points outside of it"):
+            use()
+    assert not (tmp_path / "b.zip").exists()
 
 
 # Keys.
@@ -286,7 +353,7 @@ def test_what_is_no_private_key_is_refused(path, tmp_path, content):
     (tmp_path / "k").write_bytes(other_key(private=True) if content is None else content)
     with pytest.raises(ConfigError, match=r"cannot be read|of another kind"):
         bundle.sign(path, tmp_path / "k")
-    assert not (path / bundle.SIGNATURES).exists()
+    assert not (path / SIGNATURES).exists()
 
 
 def test_a_place_without_keys_trusts_nobody(path, tmp_path):

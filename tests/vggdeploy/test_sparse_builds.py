@@ -15,6 +15,7 @@ from vggdeploy import bundle, calibration_file, cli, graphs, pipeline, targets
 from vggdeploy.calib import CalibrationTable
 from vggdeploy.console import show_build
 from vggdeploy.errors import BundleError, ConfigError, ModelError
+from vggdeploy.manifest import CALIBRATION, GRAPH
 from vggdeploy.targets import trt_api, trt_build
 from vggdeploy.terminal import Terminal
 from vggdeploy.verification import verify
@@ -31,7 +32,7 @@ TRT = "trt-fp32, trt-fp16, trt-int8"
 
 def weights_of(path: Path) -> dict[str, np.ndarray]:
     """Every layer's weights as the graph has them, integers or floats, outputs first."""
-    model = graphs.read(path / bundle.GRAPH)
+    model = graphs.read(path / GRAPH)
     found = {}
     for node in model.graph:
         if node.op_type not in graphs.WEIGHTED:
@@ -118,7 +119,7 @@ def test_the_manifest_says_it(made: dict[str, Any], path: Path) -> None:
     manifest = bundle.open_bundle(path).manifest
     assert manifest["build"]["sparsity"] == made["sparsity"]
     assert manifest["recipe"]["sparse"] is True
-    table = CalibrationTable.load(path / bundle.CALIBRATION)
+    table = CalibrationTable.load(path / CALIBRATION)
     assert table.source["sparsity"] == "2:4"
 
 

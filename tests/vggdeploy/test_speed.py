@@ -137,6 +137,26 @@ def test_a_bundle_that_cannot_be_written_is_said_before_measuring(
     assert main(["tune", str(copied)]) == 2
 
 
+@pytest.mark.parametrize(
+    ("settings", "batch"),
+    [(Settings(precision="bf16"), 1), (Settings(threads=1 << 20), 1), (Settings(), 1 << 20),
+     (Settings(), 0)],
+)  # fmt: skip
+def test_what_tune_would_not_choose_is_refused(
+    capsys: Any, copied: Path, settings: Settings, batch: int
+) -> None:
+    """No signature covers it: bench must not compute otherwise than verify, nor take all memory."""
+    pytest.importorskip("openvino")
+    choice = here("throughput", settings, batch)
+    tuning.record(bundle.open_bundle(copied), choice, {})
+    assert main(["bench", str(copied), "--scenario", "throughput"]) == 2
+    assert "was not tuned by 'vggdeploy tune': got batch" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    quick = ["--seconds", "0.05", "--no-tuned"]
+    assert main(["bench", str(copied), "--scenario", "throughput", *quick]) == 0
+
+
 def test_nothing_is_tuned_by_emulation(copied: Path) -> None:
     opened = bundle.open_bundle(copied)
     with pytest.raises(MissingError, match="tune measures the device itself"):

@@ -11,6 +11,7 @@ import pytest
 from vggdeploy import bundle, parity, pipeline, targets
 from vggdeploy.contracts import CompileOptions, RunOptions
 from vggdeploy.errors import ConfigError, MissingError, RunnerError
+from vggdeploy.manifest import GRAPH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -324,7 +325,7 @@ def test_w4_engine_runs_convolutions_in_8_bits_and_products_from_4(
 
 def test_w4_graph_is_what_the_engine_was_compiled_from(w4_bundle: Bundle, tmp_path: Path) -> None:
     target = targets.get("ov-int8-w4")
-    files = target.compile(w4_bundle.path / bundle.GRAPH, CompileOptions(), tmp_path)
+    files = target.compile(w4_bundle.path / GRAPH, CompileOptions(), tmp_path)
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in w4_bundle.engine]
 
 

@@ -25,6 +25,7 @@ from vggdeploy import (
 )
 from vggdeploy.contracts import DIALECTS, CompileOptions, RunOptions, TrtOptions
 from vggdeploy.errors import ConfigError, MissingError, ModelError
+from vggdeploy.manifest import CALIBRATION, GRAPH
 from vggdeploy.targets import nvidia, trt_api
 from vggdeploy.terminal import Terminal
 
@@ -85,7 +86,7 @@ def taking_pixels(
 
 
 def compiled(api: Api, found: Bundle, **options: Any) -> BuiltEngine:
-    return api.build(found.path / bundle.GRAPH, TrtOptions(**options))
+    return api.build(found.path / GRAPH, TrtOptions(**options))
 
 
 def types(model: Any) -> dict[str, set[str]]:
@@ -116,7 +117,7 @@ def test_a_bundle_holds_the_engine_and_what_it_was_compiled_from(
     if name == "trt-int8":
         expected.add("calibration.json")
     assert set(found.manifest["files"]) == expected
-    graphs.check(found.path / bundle.GRAPH)
+    graphs.check(found.path / GRAPH)
     facts = found.manifest["build"]["engine"]
     assert facts["flavour"] == "rtx"
     assert facts["batches"] == [1, 1, 32]
@@ -126,10 +127,10 @@ def test_a_bundle_holds_the_engine_and_what_it_was_compiled_from(
 
 
 def test_graphs_are_typed_as_they_shall_run(built: Callable[[str], Bundle]) -> None:
-    single = types(graphs.read(built("trt-fp32").path / bundle.GRAPH))
+    single = types(graphs.read(built("trt-fp32").path / GRAPH))
     assert "FLOAT16" not in set().union(*single.values())
     for name in ("trt-fp16", "trt-int8"):
-        model = graphs.read(built(name).path / bundle.GRAPH)
+        model = graphs.read(built(name).path / GRAPH)
         found = types(model)
         assert "FLOAT" not in set().union(*found.values()), name
         assert found["inputs"] == found["outputs"] == {"FLOAT16"}
@@ -234,7 +235,7 @@ def test_a_quantized_graph_with_float32_scales_would_be_refused_for_turing(
     """The canary sings: the same quantization with one type wider is caught."""
     import dataclasses
 
-    table = calib.CalibrationTable.load(built("trt-int8").path / bundle.CALIBRATION)
+    table = calib.CalibrationTable.load(built("trt-int8").path / CALIBRATION)
     wide = dataclasses.replace(DIALECTS["tensorrt"], high_precision="float32")
     calib.quantize(slim_onnx, table, wide, tmp_path / "wide.onnx")
     with pytest.raises(ModelError, match="FP32 GEMM"):
@@ -515,7 +516,7 @@ def test_the_full_network_is_small_and_quick_to_build(tmp_path: Path) -> None:
         chosen = TrtOptions(flavour="rtx", compute_capabilities=(capability,))
         start = time.perf_counter()
         (engine,) = target.compile(
-            tmp_path / "bundle" / bundle.GRAPH, CompileOptions(tensorrt=chosen), tmp_path
+            tmp_path / "bundle" / GRAPH, CompileOptions(tensorrt=chosen), tmp_path
         )
         print(f"{capability}: {time.perf_counter() - start:.2f} s, {engine.stat().st_size:,} bytes")
         assert engine.stat().st_size <= 145e6

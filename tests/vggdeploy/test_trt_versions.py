@@ -16,6 +16,7 @@ from vggdeploy import bundle, calibration_file, graphs, pipeline, targets
 from vggdeploy.cache import default_root
 from vggdeploy.contracts import RunOptions
 from vggdeploy.errors import ConfigError, MissingError
+from vggdeploy.manifest import CALIBRATION, GRAPH, TRT_CACHE
 from vggdeploy.targets import nvidia, trt_api
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def tensorrt(
 def weight_types(path: Path) -> set[str]:
     return {
         value.const_value.dtype.name
-        for value in graphs.read(path / bundle.GRAPH).graph.initializers.values()
+        for value in graphs.read(path / GRAPH).graph.initializers.values()
         if value.const_value is not None
     }
 
@@ -88,14 +89,14 @@ def test_dla_gets_the_float_graph_and_the_calibration_cache(
     fake = tensorrt(Fake(version))
     out = tmp_path / "bundle"
     result = pipeline.build(tiny(target="trt-int8", dla=1, max_batch=1, out=out))
-    cache = (out / bundle.TRT_CACHE).read_bytes()
+    cache = (out / TRT_CACHE).read_bytes()
     assert cache.startswith(b"TRT-" + digits + b"-EntropyCalibration2\n")
     assert fake.calibrated_with == cache
-    assert result["trt_cache"] == str(out / bundle.TRT_CACHE)
+    assert result["trt_cache"] == str(out / TRT_CACHE)
     assert fake.config.DLA_core == 1
     assert not {"quantize", "round"} & {stage["name"] for stage in result["stages"]}
     assert weight_types(out) & {"FLOAT", "FLOAT16", "INT8"} == {"FLOAT"}
-    found = calibration_file.read(out / bundle.CALIBRATION)
+    found = calibration_file.read(out / CALIBRATION)
     assert f"{next(iter(found.content.tensors))}: ".encode() in cache
     facts = bundle.open_bundle(out).manifest["build"]["engine"]
     assert facts["dla_core"] == 1

@@ -14,6 +14,7 @@ import pytest
 from vggdeploy import atomic, bundle, digests, tuning
 from vggdeploy.contracts import Settings
 from vggdeploy.errors import BundleError, ConfigError
+from vggdeploy.manifest import WRITTEN, spelling, tuned_digest
 from vggdeploy.tuning import Choice, Place
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def test_damage_is_found(opened: Any, damage: str, tmp_path: Path) -> None:
     elif damage == "digest":
         said["tuned"]["digest"] = "0" * 64
     else:
-        said["tuned"]["digest"] = bundle.tuned_digest("another", said["tuned"])
-    (path / "manifest.json").write_text(bundle.spelling(said))
+        said["tuned"]["digest"] = tuned_digest("another", said["tuned"])
+    (path / "manifest.json").write_text(spelling(said))
     with pytest.raises(BundleError, match=r"altered|missing"):
         bundle.open_bundle(path)
 
@@ -132,7 +133,7 @@ def test_the_digest_of_what_was_built_still_covers_the_rest(opened: Any) -> None
     made = tuning.record(opened, CHOICE, RUN)
     said = manifest(made.path)
     said["precision"] = "fp32"
-    (made.path / "manifest.json").write_text(bundle.spelling(said))
+    (made.path / "manifest.json").write_text(spelling(said))
     with pytest.raises(BundleError, match="altered"):
         bundle.open_bundle(made.path)
 
@@ -156,7 +157,7 @@ def test_a_replaced_bundle_is_left_alone(opened: Any) -> None:
     said = manifest(opened.path)
     said["precision"] = "fp32"
     said["digest"] = digests.sha256_json({k: v for k, v in said.items() if k != "digest"})
-    (opened.path / "manifest.json").write_text(bundle.spelling(said))
+    (opened.path / "manifest.json").write_text(spelling(said))
     with pytest.raises(BundleError, match="replaced in the meantime"):
         tuning.record(opened, CHOICE, RUN)
     assert "tuned" not in manifest(opened.path)
@@ -204,7 +205,7 @@ def test_a_place_that_cannot_be_written_is_said_before(tmp_path: Path) -> None:
 
 def test_what_is_compiled_anew_has_not_been_tuned(opened: Any, tmp_path: Path) -> None:
     made = tuning.record(opened, CHOICE, RUN)
-    kept = {key: value for key, value in made.manifest.items() if key not in bundle.WRITTEN}
+    kept = {key: value for key, value in made.manifest.items() if key not in WRITTEN}
 
     def fill(work: Path) -> None:
         for name in made.manifest["files"]:
@@ -212,6 +213,33 @@ def test_what_is_compiled_anew_has_not_been_tuned(opened: Any, tmp_path: Path) -
 
     again = bundle.write(tmp_path / "again", kept, fill, replace=False)
     assert tuning.choices(again) == []
+
+
+def forged(path: Path, table: Any) -> None:
+    """Put another table into a tuned bundle, with digests that hold: nobody's key is asked for it."""
+    (path / "tuned.json").write_text(json.dumps(table))
+    said = manifest(path)
+    said["tuned"]["files"]["tuned.json"] = {
+        "sha256": digests.sha256_file(path / "tuned.json"),
+        "size": (path / "tuned.json").stat().st_size,
+    }
+    said["tuned"]["digest"] = tuned_digest(said["digest"], said["tuned"])
+    (path / "manifest.json").write_text(spelling(said))
+
+
+@pytest.mark.parametrize("table", [{}, [], None, {"runs": 3}, {"runs": [3]}, {"runs": []}])
+def test_a_table_of_another_form_is_refused(opened: Any, table: Any) -> None:
+    made = tuning.record(opened, CHOICE, RUN)
+    forged(made.path, table)
+    again = bundle.open_bundle(made.path)
+    with pytest.raises(BundleError, match=r"tuned\.json"):
+        tuning.record(again, CHOICE, RUN)
+
+
+def test_a_bundle_that_says_it_was_not_tuned_is_tuned(opened: Any) -> None:
+    (opened.path / "manifest.json").write_text(spelling({**manifest(opened.path), "tuned": None}))
+    made = tuning.record(bundle.open_bundle(opened.path), CHOICE, RUN)
+    assert tuning.choices(made) == [CHOICE]
 
 
 class TestChoosing:
@@ -251,8 +279,8 @@ class TestChoosing:
     def test_choices_of_another_version_are_named(self, made: Any) -> None:
         said = manifest(made.path)
         said["tuned"]["choices"][0]["colour"] = "red"
-        said["tuned"]["digest"] = bundle.tuned_digest(said["digest"], said["tuned"])
-        (made.path / "manifest.json").write_text(bundle.spelling(said))
+        said["tuned"]["digest"] = tuned_digest(said["digest"], said["tuned"])
+        (made.path / "manifest.json").write_text(spelling(said))
         with pytest.raises(BundleError, match=r"tuned by another version.*colour"):
             tuning.choices(bundle.open_bundle(made.path))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vggdeploy import gate_table
-from vggdeploy.report.reading import clean
+from vggdeploy.text import clean
 
 if TYPE_CHECKING:
     from vggdeploy.gates import Verdicts

@@ -10,7 +10,7 @@ its type. Both make a test red in Jenkins and GitLab, which ``skipped`` would no
 errors apart from failures, as JUnit means it: a test that has no outcome, not one that has a bad
 one. A case's name and class name carry no figure, so that servers know it again in the next run.
 
-XML has no form for most control characters: `reading.clean` leaves none.
+XML has no form for most control characters: `text.clean` leaves none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 import vggdeploy
 from vggdeploy import gate_table
-from vggdeploy.report.reading import clean
+from vggdeploy.text import clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,7 +10,7 @@ import vggdeploy
 from vggdeploy import atomic, gate_table
 from vggdeploy.report.document import MARKS
 from vggdeploy.report.markdown import escape
-from vggdeploy.report.reading import clean
+from vggdeploy.text import clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vggdeploy.report.document import Block, Drawing, Section, Table, between, text_of
 from vggdeploy.report.figures import derived
 from vggdeploy.report.plots import Axis, Interval, Intervals
-from vggdeploy.report.reading import clean
+from vggdeploy.text import clean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

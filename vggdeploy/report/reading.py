@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
 import urllib.parse
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vggdeploy import digests, results
 from vggdeploy.errors import ResultError
 from vggdeploy.report.figures import Figure
+from vggdeploy.text import clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,13 +23,6 @@ KINDS = ("build", "verify", "bench", "gate", "tune", "compare")
 _PARTS = ("build", "verify", "bench", "gate")
 _HUGE = 1e30
 """No figure of a result is as large: what is, is damage."""
-
-
-_LONGEST = 400
-"""Characters of a text that are shown."""
-
-_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-_TURNING = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
 
 
 @dataclass(frozen=True)
@@ -328,20 +321,6 @@ def _parts(result: Node) -> list[Node]:
             fix="give another file",
         )
     return [result]
-
-
-def clean(text: str) -> str:
-    """Text of a result that is safe to show: on one line, without control characters, halves of
-    surrogate pairs or marks that turn the direction of writing, and not endless."""
-    line = "".join(
-        " " if char.isspace() else _UNKNOWN if _unsafe(char) else char for char in text[:_LONGEST]
-    )
-    return line + ("…" if len(text) > _LONGEST else "")
-
-
-def _unsafe(char: str) -> bool:
-    turns = unicodedata.bidirectional(char) in _TURNING or char in "\u200e\u200f\u061c"
-    return turns or unicodedata.category(char) in ("Cc", "Cs", "Cn", "Co")
 
 
 def _letter(place: int) -> str:

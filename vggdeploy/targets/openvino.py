@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         Settings,
     )
 
-ENGINE = "model.xml"
+ENGINE, WEIGHTS = "model.xml", "model.bin"
 
 # OpenVINO's names of precisions: of inference, and among a device's capabilities.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "int8-w4": "f32"}
@@ -112,7 +112,8 @@ class OpenVINO(GraphTarget):
         return replace(self.dialect, weight=CPU_WEIGHTS[cpu_isa])
 
     def open(self, bundle: Bundle, options: RunOptions) -> Runner:
-        return OpenVINORunner(self, bundle.path / ENGINE, (), options, name=str(bundle.path))
+        bundle.file(WEIGHTS)  # which the engine names, and OpenVINO reads with it
+        return OpenVINORunner(self, bundle.file(ENGINE), (), options, name=str(bundle.path))
 
     def open_graph(self, onnx: Path, taps: Sequence[str], options: RunOptions) -> Runner:
         return OpenVINORunner(self, onnx, taps, options, name=onnx.name)
@@ -159,6 +160,9 @@ class OpenVINO(GraphTarget):
         several = device.split(":")[0] in ("AUTO", "MULTI", "HETERO")
         has = () if several else core.get_property(device, "OPTIMIZATION_CAPABILITIES")
         return openvino_settings.candidates(self.precision, options, cores.usable(), has)
+
+    def tunable(self, settings: Settings, cores: int) -> bool:
+        return openvino_settings.tunable(self.precision, settings, cores)
 
     def exact(self, options: RunOptions) -> bool:
         """Whether a graph is computed in float32 throughout, quantized and float16 parts too."""

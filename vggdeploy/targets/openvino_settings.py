@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from vggdeploy.contracts import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from vggdeploy.contracts import RunOptions
     from vggdeploy.machine.cores import Cores
@@ -43,8 +43,8 @@ def candidates(
     """
     device = options.device.split(".")[0]
     hints: list[str | None] = [None]
-    if precision == "fp16" and device in ("CPU", "GPU"):
-        hints += [hint for name, hint in _FINE.items() if name in capabilities]
+    if device in ("CPU", "GPU"):
+        hints += [hint for name, hint in _hints(precision).items() if name in capabilities]
     if device == "CPU":
         shared = _cpu(options.goal, cores)
     elif device == "GPU" and options.goal == "throughput":
@@ -57,6 +57,20 @@ def candidates(
         for hint, each in itertools.product(hints, found)
     ]
     return tuple(dict.fromkeys(tried))
+
+
+def tunable(precision: str, settings: Settings, cores: int) -> bool:
+    """Whether these may be among the `candidates` for a precision on a machine of so many CPUs."""
+    most = max(cores, *_GPU_STREAMS)
+    counts = (settings.streams, settings.threads)
+    return settings.precision in (None, *_hints(precision).values()) and all(
+        count is None or 1 <= count <= most for count in counts
+    )
+
+
+def _hints(precision: str) -> Mapping[str, str]:
+    """Capabilities whose hints leave a target's accuracy what it is."""
+    return _FINE if precision == "fp16" else {}
 
 
 def _cpu(goal: str, cores: Cores) -> list[Settings]:

@@ -152,7 +152,7 @@ class TensorRT(Target):
         built = f"an engine of {said.get('flavour')} {said.get('version')}"
         return TensorRTRunner(
             api,
-            bundle.path / ENGINE,
+            bundle.file(ENGINE),
             options,
             name=str(bundle.path),
             built=f"{built} for {aims}" if aims else built,

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggdeploy import atomic, checkpoints, graphs, reference, topology
+from vggdeploy import atomic, checkpoints, forms, graphs, limits, reference, topology
 from vggdeploy.contracts import Availability, Probe, Runner, Target, TensorSpec
 from vggdeploy.errors import BundleError, MissingError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -25,6 +25,23 @@ if TYPE_CHECKING:
 
 ENGINE = "model.safetensors"
 NETWORK = "network.json"
+
+
+def _sides(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(forms.positive, value))
+
+
+def _classes(value: object) -> bool:
+    return type(value) is int and 0 < value <= limits.ELEMENTS
+
+
+_FORM = {
+    "arch": str,
+    "num_classes": _classes,
+    "input_size": _sides,
+    "width_divisor": forms.positive,
+}
+"""What is read of a network."""
 
 
 class Torch(Target):
@@ -95,7 +112,7 @@ class Torch(Target):
                 expected="--device CPU",
                 fix="drop --device, or build for another target",
             )
-        said = json.loads((bundle.path / NETWORK).read_text())
+        said, weights = bundle.read_json(NETWORK, _FORM), bundle.file(ENGINE)
         network = topology.vgg(
             said["arch"],
             num_classes=said["num_classes"],
@@ -105,15 +122,17 @@ class Torch(Target):
 
         def module() -> Any:
             made = reference.fold_batchnorm(reference.build(network).eval())
-            state = checkpoints.read(bundle.path / ENGINE)
-            missing = made.load_state_dict(state, strict=False, assign=True)
-            if missing.missing_keys or missing.unexpected_keys:
+            state = checkpoints.read(weights)
+            wanted, found = _kinds(made.state_dict()), _kinds(state)
+            if found != wanted:
+                wrong = next(key for key in (*wanted, *found) if wanted.get(key) != found.get(key))
                 raise BundleError(
                     f"bundle {bundle.path} does not hold its network's weights",
-                    got=f"{missing.missing_keys + missing.unexpected_keys}",
-                    expected="all of its keys, and no other",
+                    got=f"{wrong} {found.get(wrong, 'left out')}",
+                    expected=wanted.get(wrong, "its keys, and no other"),
                     fix="build it again",
                 )
+            made.load_state_dict(state, assign=True)
             return made
 
         return TorchRunner(
@@ -168,6 +187,11 @@ class TorchRunner(Runner):
 
     def _infer(self, batch: Batch) -> Outputs:
         return {self.outputs[0].name: reference.outputs(self._module, batch)}
+
+
+def _kinds(state: Mapping[str, Any]) -> dict[str, str]:
+    """Type and shape of each tensor of a state dict."""
+    return {key: f"{value.dtype} {list(value.shape)}" for key, value in state.items()}
 
 
 def _convolution(channels: int) -> Any:
