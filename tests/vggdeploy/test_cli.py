@@ -177,7 +177,12 @@ class TestRunBesideABaseline:
         here = machine.system()
         measured = {**BENCH, "system": {**here, "cpu": "Another CPU"}}
         entry = {"digest": "d" * 64, "results": [measured]}
-        baseline = {"schema": 1, "kind": "baseline", "targets": {"ov-int8": entry}}
+        baseline = {
+            "schema": 1,
+            "kind": "baseline",
+            "targets": {"ov-int8": entry},
+            "history": [],
+        }
         (elsewhere / "baseline.json").write_text(json.dumps(baseline))
 
         def bench(path: Path, options: Any, reporter: Any) -> dict[str, Any]:
