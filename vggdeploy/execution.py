@@ -38,6 +38,11 @@ class Execution:
         """As results name it."""
         return "emulated" if self.emulator else "native"
 
+    def least(self, opened: Bundle) -> int:
+        """The fewest images of a query. A TensorRT engine may take no single one; the graph that
+        emulates it does."""
+        return opened.batches[0] if opened.batches and self.kind == "native" else 1
+
     def open(self, opened: Bundle, options: RunOptions) -> Runner:
         """A runner of the bundle's engine, or of its graph.
 

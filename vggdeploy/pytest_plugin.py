@@ -130,16 +130,17 @@ def bundle(_vggdeploy_bundle: Bundle) -> Bundle:
 
 @pytest.fixture(scope="session")
 def runner(pytestconfig: pytest.Config, _vggdeploy_bundle: Bundle) -> Iterator[Runner]:
-    """An open runner (`vggdeploy.contracts.Runner`) of the bundle, for one image a query: of its
-    engine, or of its graph, emulated on the CPU, where its target does not run here. It takes what
-    `bundle.batch` makes of uint8 [1, H, W, 3] pixels."""
+    """An open runner (`vggdeploy.contracts.Runner`) of the bundle, for one image a query, or the
+    fewest that its engine takes: of its engine, or of its graph, emulated on the CPU, where its
+    target does not run here. It takes what `bundle.batch` makes of uint8 [1, H, W, 3] pixels."""
     with contextlib.ExitStack() as stack:
         with _told():
             from vggdeploy import execution
             from vggdeploy.contracts import RunOptions
 
-            options = RunOptions(device=pytestconfig.getoption("vggdeploy_device"))
-            how = execution.choose(_vggdeploy_bundle, options.device)
+            device = pytestconfig.getoption("vggdeploy_device")
+            how = execution.choose(_vggdeploy_bundle, device)
+            options = RunOptions(device=device, batch=how.least(_vggdeploy_bundle))
             opened = stack.enter_context(how.open(_vggdeploy_bundle, options))
         yield opened
 

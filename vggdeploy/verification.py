@@ -100,8 +100,7 @@ def verify(
             judged = "data"
             images, labels, count = folder.pixels(opened.preprocess), folder.labels(), len(folder)
             classes, label_cautions = dict(folder.classes), _label_cautions(folder)
-    # A TensorRT engine may take no single image; the graph that emulates it does.
-    least = opened.batches[0] if opened.batches and how.kind == "native" else 1
+    least = how.least(opened)
     run_options = RunOptions(device=device, batch=least, goal="throughput")
     cautions = [*how.cautions(opened, run_options), *label_cautions]
     with how.open(opened, run_options) as runner:
