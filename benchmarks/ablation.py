@@ -56,8 +56,9 @@ STEPS: dict[str, dict[str, Any]] = {
     "the default, damping 0.1": {"damping": 0.1},
     "the default, bias correction": {"bias_correction": True},
     "the default, observed in bfloat16": {"calib_precision": "bf16"},
+    "the default, the image with a scale of its own": {"pixels": False},
 }
-"""What differs from a build's defaults, in FP32, in each step."""
+"""What differs from a build's defaults, in FP32, in each step; ``pixels`` is the dialect's."""
 
 
 class InBfloat16(building.Build):
@@ -155,7 +156,10 @@ def main(
     reference = found.reshape(len(found), -1)
     rows: list[dict[str, Any]] = []
     for name, changes in steps.items():
-        onnx = quantized(replace(base, **changes), DIALECTS[dialect], terminal)
+        options = {key: value for key, value in changes.items() if key != "pixels"}
+        used = DIALECTS[dialect]
+        used = replace(used, pixels=changes.get("pixels", used.pixels))
+        onnx = quantized(replace(base, **options), used, terminal)
         outputs = judging.scores(
             sources.float_target(), onnx, images, source.preprocess, terminal, name
         )

@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vggdeploy import graphs, half, opsets
+from vggdeploy.calib.lattice import PIXEL, lattice
 from vggdeploy.calib.placement import place
 from vggdeploy.calib.rounding import Rounded, round_to_nearest, weight_types
 from vggdeploy.calib.weights import Factors, activation_scale, rescaled, rescaling
+from vggdeploy.contracts import UINT8
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from vggdeploy.calib.placement import Point
     from vggdeploy.calib.table import CalibrationTable
-    from vggdeploy.contracts import Dialect
+    from vggdeploy.contracts import Dialect, IntegerType
     from vggdeploy.graphs import WeightedNode
 
 
@@ -73,9 +74,15 @@ def quantize(
     """
     model = graphs.read(source)
     placement = place(model, matrices=dialect.matrix is None, keep=keep)
-    factors, kinds = rescaling(placement, table), weight_types(placement, dialect)
+    factors, kinds = rescaling(placement, table, dialect), weight_types(placement, dialect)
+    image = lattice(placement, table, dialect)
     for point in placement.points:
-        _insert_pair(model, point, table, dialect)
+        if image is not None and point is image.point:
+            _insert_pair(model, point.name, image.pixels(model), point.reads, PIXEL, UINT8)
+        else:
+            kind = dialect.activation(point.nonnegative)
+            scale = activation_scale(point, table, dialect)
+            _insert_pair(model, point.name, *point.pair, scale, kind)
     done: dict[str, ir.Value] = {}
     for found in placement.weighted:
         name = str(found.weight.name)
@@ -83,6 +90,8 @@ def quantize(
         if name not in done:
             integers = own or round_to_nearest(found, dialect, kinds[name], moved)
             done[name] = _dequantized(model, found, dialect, integers)
+            if image is not None and found is image.layer:
+                own = image.compensated(integers)
         found.node.replace_input_with(1, done[name])
         _set_bias(model, found, moved, own)
         if not found.weight.uses():
@@ -195,31 +204,27 @@ def _set_bias(
     found.node.replace_input_with(2, graphs.constant(model.graph, name, bias.astype(np.float32)))
 
 
-def _insert_pair(model: ir.Model, point: Point, table: CalibrationTable, dialect: Dialect) -> None:
+def _insert_pair(
+    model: ir.Model,
+    name: str,
+    value: ir.Value,
+    reads: Sequence[tuple[ir.Node, int]],
+    scale: NDArray[Any],
+    kind: IntegerType,
+) -> None:
+    """Let `reads` see `value` in integers of `kind`, which are called after `name`."""
     import onnx_ir
 
-    kind = dialect.activation(point.nonnegative)
-    value, reads = point.pair
     parameters = [
-        graphs.constant(
-            model.graph, f"{point.name}.scale", activation_scale(point, table, dialect)
-        ),
-        graphs.constant(model.graph, f"{point.name}.zero_point", np.array(0, kind.dtype)),
+        graphs.constant(model.graph, f"{name}.scale", scale),
+        graphs.constant(model.graph, f"{name}.zero_point", np.array(0, kind.dtype)),
     ]
     quantized = graphs.append(
-        model.graph,
-        "QuantizeLinear",
-        [value, *parameters],
-        f"{point.name}.quantized",
-        like=value,
+        model.graph, "QuantizeLinear", [value, *parameters], f"{name}.quantized", like=value
     )
     quantized.type = onnx_ir.TensorType(onnx_ir.DataType[kind.dtype.upper()])
     dequantized = graphs.append(
-        model.graph,
-        "DequantizeLinear",
-        [quantized, *parameters],
-        f"{point.name}.dequantized",
-        like=value,
+        model.graph, "DequantizeLinear", [quantized, *parameters], f"{name}.dequantized", like=value
     )
     for node, index in reads:
         node.replace_input_with(index, dequantized)

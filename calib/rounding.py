@@ -11,6 +11,7 @@ from vggdeploy import graphs, limits
 from vggdeploy.calib import second_order, sparsity
 from vggdeploy.calib.covariance import Wanted, wanted
 from vggdeploy.calib.groups import group_scales, round_groups
+from vggdeploy.calib.lattice import lattice
 from vggdeploy.calib.second_order import round_by_covariance, round_by_samples
 from vggdeploy.calib.weights import (
     Factors,
@@ -118,13 +119,15 @@ def wanted_layers(placement: Placement, table: CalibrationTable, dialect: Dialec
 
     Weights that several nodes read are none: each node has inputs of its own.
     """
-    factors = rescaling(placement, table)
+    factors, image = rescaling(placement, table, dialect), lattice(placement, table, dialect)
     found = []
     for node, point in _inputs(placement):
         source = node.node.inputs[0]
         assert source is not None
         if len(node.weight.uses()) > 1:
             continue
+        if image is not None and node is image.layer:
+            point = None  # pixels are integers as they are
         kind = dialect.activation(point.nonnegative) if point else None
         scale = float(activation_scale(point, table, dialect)) if point else None
         own = factors.get(str(node.weight.name), Factors()).inputs
@@ -144,7 +147,7 @@ def round_layers(
 ) -> dict[str, Rounded]:
     """Round every layer of which moments are known; they are taken out of `moments` one by one,
     so that memory is free again for the next."""
-    factors, kinds = rescaling(placement, table), weight_types(placement, dialect)
+    factors, kinds = rescaling(placement, table, dialect), weight_types(placement, dialect)
     nodes = {str(node.weight.name): node for node in placement.weighted}
     names = [name for name in nodes if name in moments]
     return {

@@ -13,6 +13,7 @@ import numpy as np
 
 from vggdeploy import graphs
 from vggdeploy.calib.channels import links
+from vggdeploy.calib.lattice import lattice
 from vggdeploy.errors import CalibrationError
 from vggdeploy.half import narrow
 
@@ -62,9 +63,12 @@ class Factors:
         return scales / self.outputs.reshape(-1, *(1,) * (scales.ndim - 1))
 
 
-def rescaling(placement: Placement, table: CalibrationTable) -> dict[str, Factors]:
+def rescaling(
+    placement: Placement, table: CalibrationTable, dialect: Dialect
+) -> dict[str, Factors]:
     """What the table's rescaled channels do to the layers of a graph, by the weight's name; to
-    those that stay in high precision as well, so that the network's function stays as it is.
+    those that stay in high precision as well, so that the network's function stays as it is. And
+    what reading pixels does to the first.
 
     Raises:
         CalibrationError: when a tensor of the graph cannot be rescaled as the table has it.
@@ -89,6 +93,8 @@ def rescaling(placement: Placement, table: CalibrationTable) -> dict[str, Factor
         outputs[str(link.maker.weight.name)] = factors
         for reader in link.readers:
             inputs[str(reader.found.weight.name)] = factors[reader.channel]
+    if (image := lattice(placement, table, dialect)) is not None:
+        inputs[str(image.layer.weight.name)] = image.factors
     return {name: Factors(outputs.get(name), inputs.get(name)) for name in {**outputs, **inputs}}
 
 

@@ -119,6 +119,8 @@ class Dialect:
         matrix: the type of the weights of matrix products, with a scale a channel or a group,
             whose activations then stay in high precision; None where they are quantized as
             convolutions are.
+        pixels: whether a first layer reads the image's own 8-bit pixels, where it can
+            (`calib.lattice`).
     """
 
     name: str
@@ -128,6 +130,7 @@ class Dialect:
     image_weight: IntegerType
     high_precision: Literal["float32", "float16"]
     matrix: IntegerType | GroupedType | None = None
+    pixels: bool = False
 
     def activation(self, nonnegative: bool) -> IntegerType:
         """The type of an activation tensor."""
@@ -164,8 +167,12 @@ DIALECTS: dict[str, Dialect] = {
     # The fully connected layers of a single image are bound by the bytes of their weights; their
     # activations cost nothing, so they stay as they are: OpenVINO multiplies 8-bit weights with
     # floats, which on a CPU without VNNI takes less than half the time of 8 bits with 8.
-    "openvino": Dialect("openvino", UINT8, INT8, INT8_NARROW, INT7, "float32", INT8_NARROW),
-    "openvino-w4": Dialect("openvino-w4", UINT8, INT8, INT8_NARROW, INT7, "float32", INT4_GROUPS),
+    "openvino": Dialect(
+        "openvino", UINT8, INT8, INT8_NARROW, INT7, "float32", INT8_NARROW, pixels=True
+    ),
+    "openvino-w4": Dialect(
+        "openvino-w4", UINT8, INT8, INT8_NARROW, INT7, "float32", INT4_GROUPS, pixels=True
+    ),
     # TensorRT's INT8 is signed and symmetric alone. float16 for the rest, since an FP32 scale or
     # bias would leave FP32 GEMMs behind.
     "tensorrt": Dialect("tensorrt", INT8, INT8, INT8_NARROW, INT8_NARROW, "float16"),

@@ -273,6 +273,14 @@ def _softmax(inputs: Sequence[Any], attributes: Attributes) -> Array:
     return shares
 
 
+def _pad(inputs: Sequence[Any], _: Attributes) -> Array:
+    """With a constant, along every axis."""
+    x, pads, value = inputs
+    around = list(zip(*np.asarray(pads, int).reshape(2, -1), strict=True))
+    padded: Array = np.pad(x, around, constant_values=value)
+    return padded
+
+
 def _squeeze(inputs: Sequence[Any], _: Attributes) -> Array:
     x, *axes = inputs
     squeezed: Array = np.squeeze(x, tuple(map(int, axes[0])) if axes else None)
@@ -296,6 +304,7 @@ OPERATORS: dict[str, Operator] = {
     "MatMul": lambda inputs, _: inputs[0] @ inputs[1],
     "MaxPool": _max_pool,
     "Mul": lambda inputs, _: inputs[0] * inputs[1],
+    "Pad": _pad,
     "Relu": lambda inputs, _: np.maximum(inputs[0], 0),
     "Reshape": _reshape,
     "Softmax": _softmax,

@@ -186,7 +186,7 @@ def unrounded(path: Path, table: CalibrationTable, tmp_path: Path) -> dict[str, 
         float64.Graph(onnx.load(file)) for file in (path, tmp_path / "quantized.onnx")
     )
     placement = placed(path)
-    factors = rescaling(placement, table)
+    factors = rescaling(placement, table, EVERYTHING)
     kinds = weight_types(placement, EVERYTHING)
     edits: dict[str, Any] = {}
     makers = {node.output: node for node in written.nodes}

@@ -253,7 +253,7 @@ def test_a_layer_behind_a_dead_one_is_rounded_to_nearest(
     placement = place(graphs.read(path))
     made = rounded_layers(path, table, seen, dialect)["c1.weight"]
     (found,) = (node for node in placement.weighted if node.name == "c1")
-    factors = rounding.rescaling(placement, table)["c1.weight"]
+    factors = rounding.rescaling(placement, table, DIALECTS["openvino"])["c1.weight"]
     nearest = rounding.round_to_nearest(found, dialect, dialect.weight, factors)
     columns = np.repeat(np.arange(12), 9)
     dead = np.isin(columns, [2, 5])
