@@ -208,6 +208,7 @@ def file(final: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         MissingError: when the disk is full.
         ConfigError: when the place cannot be written.
     """
+    _require_plain(final)
     with writing(final), _fresh(final, _make_file) as work:
         with work.open("r+b") as stream:
             yield stream
@@ -221,12 +222,24 @@ def require_writable(place: Path) -> None:
 
     Raises:
         MissingError: when the disk is full.
-        ConfigError: when nothing can be written there.
+        ConfigError: when nothing can be written there, or a device or the like is there.
     """
+    _require_plain(place)
     with writing(place):
         probe = _beside(place.absolute(), _PARTIAL)
         probe.touch()
         probe.unlink(missing_ok=True)
+
+
+def _require_plain(place: Path) -> None:
+    """Nothing takes the place of a device, a pipe or a socket: that would break others."""
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        raise ConfigError(
+            f"{place} cannot be written",
+            got="a device, a pipe or a socket",
+            expected="a file, or a free path",
+            fix="choose another place; standard output is -",
+        )
 
 
 @contextlib.contextmanager
@@ -240,7 +253,7 @@ def writing(place: Path) -> Iterator[None]:
         if error.errno in _FULL:
             raise no_space(place) from error
         if error.errno in _DENIED or isinstance(
-            error, NotADirectoryError | IsADirectoryError | FileExistsError
+            error, NotADirectoryError | IsADirectoryError | FileExistsError | FileNotFoundError
         ):
             raise ConfigError(
                 f"{place} cannot be written",

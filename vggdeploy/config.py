@@ -30,12 +30,20 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
     """The settings that apply in `folder`, and the file they are from; empty where there are none.
 
     Raises:
-        ConfigError: for a file that is no TOML.
+        ConfigError: for a file that is no TOML, and what is no file: settings that say whom to
+            trust do not vanish unseen.
     """
     for name in (OWN, SHARED):
         path = folder / name
-        if not path.is_file():
+        if not (path.exists() or path.is_symlink()):
             continue
+        if not path.is_file():
+            raise ConfigError(
+                f"settings file {path} cannot be read",
+                got="a link to nothing" if not path.exists() else "no plain file",
+                expected="TOML in UTF-8",
+                fix="mend or remove it",
+            )
         try:
             table = tomllib.loads(limits.read_text(path, limits.TOML_BYTES))
         except (OSError, ValueError, RecursionError) as error:
@@ -55,7 +63,7 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
                 expected="a table",
                 fix="mend the file",
             )
-        if table:
+        if table or name == OWN:
             return table, str(path)
     return {}, ""
 

@@ -357,7 +357,15 @@ def _require() -> None:
 
 
 def _password() -> bytes | None:
-    return os.environ.get(PASSWORD, "").encode() or None
+    said = os.environ.get(PASSWORD)
+    if said == "":
+        raise ConfigError(
+            f"{PASSWORD} is empty",
+            got="a variable that is set, to nothing",
+            expected="a password",
+            fix="set it, or unset it for a key without one",
+        )
+    return said.encode() if said else None
 
 
 def _read(path: Path) -> bytes:

@@ -376,3 +376,21 @@ def test_an_error_in_place_of_an_answer_leaves_what_was_there(tmp_path):
         make(tmp_path / "out", "new", replace=no)
     assert (tmp_path / "out" / "a.txt").read_text() == "old"
     assert listing(tmp_path) == ["out"]
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", Path(os.devnull)):
+        for write in (atomic.require_writable, lambda place: atomic.write_bytes(place, b"x")):
+            with pytest.raises(ConfigError, match="got a device, a pipe or a socket"):
+                write(place)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_file_in_no_folder_cannot_be_appended_to(tmp_path):
+    with (
+        pytest.raises(ConfigError, match="cannot be written: got No such file"),
+        atomic.writing(tmp_path / "gone/file"),
+        (tmp_path / "gone/file").open("a"),
+    ):
+        pass

@@ -25,8 +25,23 @@ def defaults(**settings):
 
 def test_without_a_file_there_are_no_settings(tmp_path):
     assert config.load(tmp_path) == ({}, "")
-    write(tmp_path, own="", shared='[project]\nname = "x"\n')
+    write(tmp_path, shared='[project]\nname = "x"\n')
     assert config.load(tmp_path) == ({}, "")
+
+
+def test_an_empty_file_of_its_own_wins_too(tmp_path):
+    write(tmp_path, own="", shared='[tool.vggdeploy]\ntarget = "ov-int8"\n')
+    assert config.load(tmp_path) == ({}, str(tmp_path / "vggdeploy.toml"))
+
+
+def test_settings_do_not_vanish_where_their_place_is_taken(tmp_path):
+    (tmp_path / "vggdeploy.toml").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="cannot be read: got a link to nothing"):
+        config.load(tmp_path)
+    (tmp_path / "vggdeploy.toml").unlink()
+    (tmp_path / "vggdeploy.toml").mkdir()
+    with pytest.raises(ConfigError, match="cannot be read: got no plain file"):
+        config.load(tmp_path)
 
 
 def test_pyproject_has_them_in_its_tool_table(tmp_path):

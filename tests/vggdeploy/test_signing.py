@@ -303,6 +303,13 @@ def test_a_file_may_hold_several_keys(path, keys, tmp_path):
     assert len(signing.trusted_keys(both)) == 2
 
 
+def test_a_password_that_is_set_to_nothing_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv(signing.PASSWORD, "")
+    with pytest.raises(ConfigError, match="is empty: got a variable that is set, to nothing"):
+        signing.generate(tmp_path / "key")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_key_with_a_password_needs_it(path, keys, tmp_path, monkeypatch):
     monkeypatch.setenv(signing.PASSWORD, "open sesame")
     signing.generate(tmp_path / "k")
