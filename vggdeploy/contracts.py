@@ -114,7 +114,7 @@ class Dialect:
         nonnegative: the type of an activation that is never negative (after ReLU).
         signed: the type of any other activation.
         weight: the type of weights, one scale an output channel.
-        image_weight: that of the first layer's, which read an image of both signs.
+        image_weight: that of the first layer's, which read pixels or an image of both signs.
         high_precision: the type of scales, biases and everything that is not quantized.
         matrix: the type of the weights of matrix products, with a scale a channel or a group,
             whose activations then stay in high precision; None where they are quantized as
@@ -162,7 +162,7 @@ DEFAULT_CPU = "vnni"
 
 DIALECTS: dict[str, Dialect] = {
     # After ReLU unsigned: 255 levels in place of 127, one bit for nothing.
-    # An image of both signs is, with the offset of 128 that such values get, large all over: with
+    # Pixels, as an image of both signs with the offset of 128 that such values get, are large: with
     # 8 bits most of a first layer's sums would saturate on CPUs without VNNI.
     # The fully connected layers of a single image are bound by the bytes of their weights; their
     # activations cost nothing, so they stay as they are: OpenVINO multiplies 8-bit weights with
