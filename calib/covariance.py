@@ -100,11 +100,10 @@ def wanted(
     strides = dilations = (1, 1)
     pads = (0, 0, 0, 0)
     if found.convolution:
+        if not found.plain or inputs > WIDEST:
+            return None
         assert found.weight.const_value is not None
         sides = found.weight.const_value.numpy().shape
-        by_rule = graphs.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-        if len(sides) != 4 or inputs > WIDEST or by_rule or graphs.attribute(node, "group", 1) != 1:
-            return None
         kernel = sides[2], sides[3]
         strides = tuple(graphs.attribute(node, "strides", strides))
         dilations = tuple(graphs.attribute(node, "dilations", dilations))

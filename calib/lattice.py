@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 PIXEL = np.ones((), np.float32)
 """The scale of pixels."""
 
-_BORDERS = ("NOTSET", "VALID")
-"""How a convolution may say its padding: in numbers, or that there is none."""
-
 
 @dataclass(frozen=True)
 class Lattice:
@@ -74,12 +71,12 @@ class Lattice:
                 graphs.constant(model.graph, f"{name}.zero", np.zeros((), np.float32)),
             ]
             bare, shape = value, graphs.static_shape(value)
-            assert shape is not None
             value = graphs.append(model.graph, "Pad", [bare, *given], f"{name}.padded", like=bare)
-            wider = (around[:4] + around[4:]).tolist()
-            value.shape = onnx_ir.Shape(
-                [side and side + more for side, more in zip(shape, wider, strict=True)]
-            )
+            if shape is not None:
+                wider = (around[:4] + around[4:]).tolist()
+                value.shape = onnx_ir.Shape(
+                    [side and side + more for side, more in zip(shape, wider, strict=True)]
+                )
             node.attributes["pads"] = onnx_ir.AttrInt64s("pads", [0] * 4)
         for operator, content in (("Mul", self.factors), ("Add", self.offsets)):
             there = f"{name}.{operator.lower()}"
@@ -112,14 +109,13 @@ def lattice(placement: Placement, table: CalibrationTable, dialect: Dialect) -> 
         found = layers.get(id(node))
         if found is None or others or index or point.nonnegative:
             continue
-        if _reads_image(point.value, how.layout) and _plain(found, len(factors)):
+        if _reads_image(point.value, how.layout) and found.plain and len(found.weight.uses()) == 1:
             return Lattice(point, found, factors, offsets)
     return None
 
 
 def _reads_image(value: ir.Value, layout: str) -> bool:
-    """Whether a tensor is the network's input, its channels along axis 1, and nothing else reads
-    it."""
+    """Whether a tensor is the network's input, its channels along axis 1."""
     maker = value.producer()
     if layout == "nhwc":
         if maker is None or maker.domain or maker.op_type != "Transpose":
@@ -129,22 +125,4 @@ def _reads_image(value: ir.Value, layout: str) -> bool:
         source = maker.inputs[0]
         assert source is not None
         value, maker = source, source.producer()
-    return maker is None and value.is_graph_input() and len(value.uses()) == 1
-
-
-def _plain(found: WeightedNode, channels: int) -> bool:
-    """Whether a layer is a convolution of two dimensions over `channels`, padded by numbers."""
-    if not found.convolution or len(found.weight.uses()) > 1:
-        return False
-    assert found.weight.const_value is not None
-    shape = found.weight.const_value.numpy().shape
-    source = found.node.inputs[0]
-    sides = graphs.static_shape(source) if source is not None else None
-    return (
-        len(shape) == 4
-        and shape[1] == channels
-        and graphs.attribute(found.node, "group", 1) == 1
-        and graphs.attribute(found.node, "auto_pad", "NOTSET") in _BORDERS
-        and sides is not None
-        and None not in sides[1:]
-    )
+    return maker is None and value.is_graph_input()

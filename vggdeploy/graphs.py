@@ -364,6 +364,18 @@ class WeightedNode:
         """Whether it is a convolution, not a matrix product."""
         return self.node.op_type == "Conv"
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is a convolution of two dimensions, not in groups, whose padding is given in
+        numbers, or is none."""
+        assert self.weight.const_value is not None
+        return (
+            self.convolution
+            and len(self.weight.const_value.shape) == 4
+            and attribute(self.node, "group", 1) == 1
+            and attribute(self.node, "auto_pad", "NOTSET") in ("NOTSET", "VALID")
+        )
+
 
 def weighted(model: ir.Model) -> Iterator[WeightedNode]:
     """Every node whose multiply-accumulates have constant weights, in order."""

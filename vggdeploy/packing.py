@@ -191,6 +191,7 @@ def unpack(
         manifest, where = packed.manifest, f"packed bundle {file}"
         if trusted is not None:
             signing.require(manifest, packed.signatures, trusted, where)
+        signing.parse(packed.signatures, where)
         with atomic.folder(out, replace=gives_way) as work:
             for name, content in packed.heads.items():
                 (work / name).write_bytes(content)

@@ -30,7 +30,7 @@ _LARGEST = 1e9
 """Far beyond any mean or scale, and small enough that float32 holds every product of two."""
 
 LARGEST_RESIZED = 1 << 24
-"""Pixels of a resized image: a strip of 256 by 65,536."""
+"""Pixels of a resized image, and of what a network sees: a strip of 256 by 65,536."""
 
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -226,6 +226,13 @@ def from_mapping(table: dict[str, Any], *, where: str) -> Preprocess:
             f"{where}: size is wrong",
             got=made.size,
             expected="1 pixel or more",
+            fix="mend the value",
+        )
+    if made.size[0] * made.size[1] > LARGEST_RESIZED:
+        raise ConfigError(
+            f"{where}: size is wrong",
+            got=made.size,
+            expected=f"{LARGEST_RESIZED:,} pixels at most",
             fix="mend the value",
         )
     if min(*made.std, made.scale) < 1 / _LARGEST:

@@ -9,10 +9,11 @@ import float64
 import numpy as np
 import onnx
 import pytest
+from engines import ENGINES
 from onnx import TensorProto, helper, numpy_helper
 
 from vggdeploy import graphs, preprocess, targets
-from vggdeploy.calib import CalibrationTable, place, quantize
+from vggdeploy.calib import CalibrationTable, place, quantize, wanted_layers
 from vggdeploy.calib.lattice import lattice
 from vggdeploy.calib.table import TensorRange
 from vggdeploy.contracts import DIALECTS, GraphTarget, RunOptions
@@ -39,7 +40,12 @@ def write(tmp_path: Path) -> Any:
     """Writes a graph of one convolution over an image, and a ReLU."""
 
     def written(
-        *, channels_last: bool = False, second: bool = False, ahead: str = "", **attributes: Any
+        *,
+        channels_last: bool = False,
+        second: bool = False,
+        shared: bool = False,
+        ahead: str = "",
+        **attributes: Any,
     ) -> Path:
         rng = np.random.default_rng(1)
         shape: Sequence[Any] = ("N", SIDE, SIDE, 3) if channels_last else ("N", 3, SIDE, SIDE)
@@ -62,9 +68,15 @@ def write(tmp_path: Path) -> Any:
             numpy_helper.from_array(weight, "c.weight"),
             numpy_helper.from_array(rng.normal(size=6).astype(np.float32), "c.bias"),
         ]
-        if second:
-            nodes.append(helper.make_node("Conv", [source, "d.weight"], ["other"], "d"))
-            given.append(numpy_helper.from_array(weight, "d.weight"))
+        if second or shared:
+            read = source
+            if shared:
+                nodes.append(helper.make_node("Neg", [source], ["neg"], "neg"))
+                read = "neg"
+            own = "c.weight" if shared else "d.weight"
+            nodes.append(helper.make_node("Conv", [read, own], ["other"], "d"))
+            if second:
+                given.append(numpy_helper.from_array(weight, own))
             outputs.append("other")
         graph = helper.make_graph(
             nodes, "g", [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
@@ -116,6 +128,9 @@ def test_an_image_is_quantized_without_an_error(
     found = float64.Graph(onnx.load(made))
     expected = meant.run(image)["scores"]
     np.testing.assert_allclose(found.run(image)["scores"], expected, atol=2e-5)
+    for name in ("onnxruntime", "onnxruntime optimized", "openvino float"):
+        outputs = ENGINES[name].run(made, image, ())
+        np.testing.assert_allclose(outputs["scores"], expected, atol=1e-4, err_msg=name)
 
 
 def test_openvino_multiplies_the_pixels_in_8_bits(write: Any, tmp_path: Path) -> None:
@@ -139,6 +154,8 @@ def test_openvino_multiplies_the_pixels_in_8_bits(write: Any, tmp_path: Path) ->
         ({"auto_pad": "SAME_UPPER", "pads": [0, 0, 0, 0]}, {}),
         ({"group": 3}, {}),
         ({"second": True}, {}),
+        ({"second": True, "channels_last": True}, {"layout": "nhwc"}),
+        ({"shared": True}, {}),
         ({"ahead": "Neg"}, {}),
         ({"channels_last": True}, {}),  # and the table says that they come first
         ({}, {"mean": (-0.1, 0.5, 0.5)}),
@@ -163,3 +180,14 @@ def test_it_takes_a_dialect_a_table_and_a_layer_that_is_quantized(write: Any) ->
     assert lattice(whole, replace(TABLE, source={}), DIALECTS["openvino"]) is None
     kept = place(graphs.read(path), keep={"c"})
     assert lattice(kept, TABLE, DIALECTS["openvino"]) is None
+
+
+def test_weights_are_rounded_for_pixels_as_they_are(write: Any) -> None:
+    """Multiplied, and not quantized: they are integers but for the mean."""
+    placement = place(graphs.read(write()))
+    (pixels_read,) = wanted_layers(placement, TABLE, DIALECTS["openvino"])
+    assert pixels_read.scale is None
+    np.testing.assert_allclose(pixels_read.factors, np.array(HOW.std) * 255, rtol=1e-6)
+    (plain,) = wanted_layers(placement, TABLE, DIALECTS["tensorrt"])
+    assert plain.scale == pytest.approx(4 / 127, rel=1e-3)
+    assert plain.factors is None

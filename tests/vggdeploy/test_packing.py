@@ -108,6 +108,18 @@ def test_signatures_that_are_none_are_not_packed(path, tmp_path, content):
     assert not (tmp_path / "b.zip").exists()
 
 
+def test_signatures_that_are_none_are_not_unpacked(path, tmp_path):
+    """Nothing could be signed or packed then; what was packed elsewhere may hold them."""
+    forged = tmp_path / "forged.zip"
+    with zipfile.ZipFile(forged, "w") as file:
+        for each in [path / MANIFEST, *sorted(set(path.iterdir()) - {path / MANIFEST})]:
+            file.write(each, each.name)
+        file.writestr(SIGNATURES, b"garbage")
+    with pytest.raises(BundleError, match=r"the signatures of packed bundle .* cannot be read"):
+        packing.unpack(forged, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_bundle_gives_way_to_force_alone(packed, tmp_path):
     packing.unpack(packed, tmp_path / "out")
     with pytest.raises(BundleError, match="holds another bundle"):

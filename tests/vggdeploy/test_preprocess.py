@@ -163,6 +163,7 @@ def test_a_toml_file_is_read(tmp_path):
         ("size = [224, 224, 3]", "size is wrong"),
         ("size = [224.0, 224]", "size is wrong"),
         ("size = [0, 224]", "size is wrong"),
+        ("size = [60000, 60000]", "size is wrong: got (60000, 60000), expected 16,777,216 pixels"),
         ("size = [true, true]", "size is wrong"),
         ('resize = "crop"', "resize is wrong: got 'crop', expected one of shortest, stretch"),
         ("resize = 256", "resize is wrong"),
