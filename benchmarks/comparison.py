@@ -14,7 +14,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import machine
+from vggdeploy import machine, results
 from vggdeploy.benchmarks import bootstrap
 from vggdeploy.errors import ResultError
 
@@ -154,6 +154,9 @@ def compare(
     """
     first, second = bench_part(a, "the first result"), bench_part(b, "the second result")
     with _readable():
+        for part in (first, second):
+            if (wrong := results.impossible(part)) is not None:
+                raise ValueError(wrong)
         cautions = list(require_comparable(first, second, across_machines=across_machines))
         cautions += list(machine.require_same(first, second, across_machines=across_machines))
         for name, part in (("first", first), ("second", second)):

@@ -17,6 +17,7 @@ from vggdeploy.benchmarks import comparison
 from vggdeploy.errors import ResultError
 from vggdeploy.machine import require_same
 from vggdeploy.policy import METRICS
+from vggdeploy.results import impossible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -194,6 +195,13 @@ def by_kind(results: Sequence[Result]) -> dict[str, Result]:
                 got="two",
                 expected="one of each",
                 fix="give one",
+            )
+        if (wrong := impossible(result)) is not None:
+            raise ResultError(
+                f"a result of {kind} is wrong",
+                got=wrong,
+                expected="what the command's --json wrote",
+                fix="run the command again",
             )
         found[kind] = result
     return found

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import atomic, limits
+from vggdeploy import atomic, forms, limits
 from vggdeploy.errors import ConfigError, ResultError
+from vggdeploy.forms import ABSENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -155,6 +156,21 @@ def read(path: Path) -> dict[str, Any]:
             fix="run the command again with this version",
         )
     return result
+
+
+def _a_time(value: object) -> bool:
+    """Seconds that a query may have taken: above 0, and less than thirty years."""
+    return type(value) in (int, float) and 0 < float(value) < 1e9  # type: ignore[arg-type]
+
+
+_JUDGED = (ABSENT, None, {"n": (ABSENT, forms.positive)})
+_FIGURES = {"samples_s": (ABSENT, [_a_time]), "parity": _JUDGED, "accuracy": _JUDGED}
+
+
+def impossible(result: Mapping[str, Any]) -> str | None:
+    """Which sample of a measurement, or number of judged images, cannot be, as `forms.misfit` says
+    it; None where all can. Intervals of what cannot would say nonsense with confidence."""
+    return forms.misfit(result, _FIGURES)
 
 
 def _refuse_constant(name: str) -> None:

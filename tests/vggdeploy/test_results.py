@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from vggdeploy import results
+from vggdeploy import gates, results
+from vggdeploy.benchmarks import comparison
 from vggdeploy.errors import ConfigError, ResultError
 
 
@@ -97,3 +98,29 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path):
         results.read(tmp_path / "r.json")
     with pytest.raises(ResultError, match="cannot be read"):
         results.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"samples_s": [0.1, -1]}, r"samples_s\[1\] -1"),
+        ({"samples_s": [1e308]}, r"samples_s\[0\] 1e\+308"),
+        ({"samples_s": [True]}, r"samples_s\[0\] True"),
+        ({"samples_s": 0.1}, "samples_s 0.1"),
+        ({"parity": {"n": -1}}, "parity.n -1"),
+        ({"parity": {"n": True}}, "parity.n True"),
+        ({"accuracy": {"n": 1e308}}, r"accuracy.n 1e\+308"),
+    ],
+)
+def test_what_cannot_be_is_judged_by_nobody(changes, wrong):
+    kind = "bench" if "samples_s" in changes else "verify"
+    with pytest.raises(ResultError, match=f"a result of {kind} is wrong: got {wrong}"):
+        gates.by_kind([{"kind": kind, **changes}])
+    if kind == "bench":
+        with pytest.raises(ResultError, match=f"no usable figures: got ValueError: {wrong}"):
+            comparison.compare({"kind": kind, **changes}, {"kind": kind, "samples_s": [0.1]})
+
+
+def test_what_was_not_judged_can_be():
+    for result in ({}, {"samples_s": []}, {"samples_s": [1e-6, 3]}, {"accuracy": None}):
+        assert results.impossible(result) is None
