@@ -153,10 +153,9 @@ def compare(
             machines.
     """
     first, second = bench_part(a, "the first result"), bench_part(b, "the second result")
+    for part, what in ((first, "the first result"), (second, "the second result")):
+        results.require_possible(part, what)
     with _readable():
-        for part in (first, second):
-            if (wrong := results.impossible(part)) is not None:
-                raise ValueError(wrong)
         cautions = list(require_comparable(first, second, across_machines=across_machines))
         cautions += list(machine.require_same(first, second, across_machines=across_machines))
         for name, part in (("first", first), ("second", second)):

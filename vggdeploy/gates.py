@@ -17,7 +17,7 @@ from vggdeploy.benchmarks import comparison
 from vggdeploy.errors import ResultError
 from vggdeploy.machine import require_same
 from vggdeploy.policy import METRICS
-from vggdeploy.results import impossible
+from vggdeploy.results import require_possible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -196,13 +196,7 @@ def by_kind(results: Sequence[Result]) -> dict[str, Result]:
                 expected="one of each",
                 fix="give one",
             )
-        if (wrong := impossible(result)) is not None:
-            raise ResultError(
-                f"a result of {kind} is wrong",
-                got=wrong,
-                expected="what the command's --json wrote",
-                fix="run the command again",
-            )
+        require_possible(result, f"a result of {kind}")
         found[kind] = result
     return found
 

@@ -167,10 +167,16 @@ _JUDGED = (ABSENT, None, {"n": (ABSENT, forms.positive)})
 _FIGURES = {"samples_s": (ABSENT, [_a_time]), "parity": _JUDGED, "accuracy": _JUDGED}
 
 
-def impossible(result: Mapping[str, Any]) -> str | None:
-    """Which sample of a measurement, or number of judged images, cannot be, as `forms.misfit` says
-    it; None where all can. Intervals of what cannot would say nonsense with confidence."""
-    return forms.misfit(result, _FIGURES)
+def require_possible(result: Mapping[str, Any], what: str) -> None:
+    """Raises ResultError where a sample of `what`, or its number of judged images, cannot be:
+    intervals of those would say nonsense with confidence."""
+    if (wrong := forms.misfit(result, _FIGURES)) is not None:
+        raise ResultError(
+            f"{what} is wrong",
+            got=wrong,
+            expected="what the command's --json wrote",
+            fix="run the command again",
+        )
 
 
 def _refuse_constant(name: str) -> None:
