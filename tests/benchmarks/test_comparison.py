@@ -203,8 +203,8 @@ def test_the_measurement_of_a_run_is_taken() -> None:
     [
         ({"kind": "verify"}, "the second result holds no measurement: got a result of 'verify'"),
         ({"kind": "run", "bench": None}, "a run that measured nothing"),
-        ({**result([0.1] * 9), "samples_s": None}, "no usable figures"),
-        ({**result([0.1] * 9), "samples_s": ["x"] * 9}, "no usable figures"),
+        ({**result([0.1] * 9), "samples_s": None}, "the second result is wrong"),
+        ({**result([0.1] * 9), "samples_s": ["x"] * 9}, "the second result is wrong"),
         ({k: v for k, v in result([0.1] * 9).items() if k != "unstable_because"}, "no usable"),
     ],
 )
