@@ -1,5 +1,21 @@
-"""``python -m vggdeploy``."""
+"""``python -m vggdeploy``, and the console script."""
 
-from vggdeploy.cli import entry
+from __future__ import annotations
 
-entry()
+import sys
+
+
+def entry() -> None:
+    """Run the command line. It is imported here, so that Ctrl-C then ends as it does later."""
+    try:
+        from vggdeploy.cli import main
+
+        code = main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130  # errors.EXIT_INTERRUPTED, which may not be there yet
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    entry()

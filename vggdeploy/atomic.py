@@ -45,17 +45,19 @@ def folder(final: Path, *, replace: bool | Callable[[], bool] = False) -> Iterat
     Args:
         final: where the folder shall be; its parent is made.
         replace: whether a folder that is there already gives way. If not, it stays, and the new
-            one is thrown away. A function is asked when the new one is whole, while no other
+            one is thrown away. Of a link, it is the folder that it leads to. A function is asked when the new one is whole, while no other
             writer can replace what is there; it may raise an error in place of an answer.
 
     Raises:
         MissingError: when the disk is full.
         ConfigError: when the place cannot be written.
     """
-    with writing(final), _fresh(final, _make_folder) as work:
-        yield work
-        work.chmod(0o777 & ~_umask())
-        _publish(work, final, replace)
+    with writing(final):
+        final = final.resolve() if final.is_symlink() else final
+        with _fresh(final, _make_folder) as work:
+            yield work
+            work.chmod(0o777 & ~_umask())
+            _publish(work, final, replace)
 
 
 @contextlib.contextmanager
@@ -69,6 +71,7 @@ def successor(final: Path) -> Iterator[Path]:
         ConfigError: when the place cannot be written, or there is no folder.
     """
     with writing(final), contextlib.ExitStack() as stack:
+        final = final.resolve() if final.is_symlink() else final
         while (lock := _lock(final)) is None:  # another writer replaced it
             if not final.is_dir():
                 raise ConfigError(

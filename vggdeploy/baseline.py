@@ -16,7 +16,7 @@ import datetime
 import json
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import atomic, gates, results
+from vggdeploy import atomic, forms, gates, results
 from vggdeploy.errors import ConfigError, ResultError
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     Result = dict[str, Any]
 
 KIND = "baseline"
+KINDS = ("verify", "bench")
+"""Of the results that it holds of a target, at most one each."""
+
+_ENTRY = {"digest": str, "results": [{"kind": lambda kind: kind in KINDS}]}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -46,9 +50,8 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(found.get("history"), list):
         raise _damaged(path, "no history")
     for target, entry in targets.items():
-        whole = isinstance(entry, dict) and isinstance(entry.get("results"), list)
-        if not whole or not isinstance(entry.get("digest"), str):
-            raise _damaged(path, f"no results of {target}, or no digest")
+        if (wrong := forms.misfit(entry, _ENTRY)) is not None:
+            raise _damaged(path, f"targets.{target}: {wrong}")
     return found
 
 
@@ -72,7 +75,8 @@ def results_of(path: Path, target: str) -> list[Result] | None:
 
 
 def update(path: Path, paths: Sequence[Path], reason: str) -> dict[str, Any]:
-    """Put results in the place of what a baseline holds of their target, and say why.
+    """Put results in the place of what a baseline holds of their target, and say why. What it holds
+    of the same bundle and another kind stays.
 
     Args:
         path: of the baseline, which need not be there yet.
@@ -80,7 +84,8 @@ def update(path: Path, paths: Sequence[Path], reason: str) -> dict[str, Any]:
         reason: why these are what later results are held against.
 
     Returns:
-        what was written, with ``target``, ``path`` and ``replaced`` (the digest before, or None).
+        what was written, with ``target``, ``path``, ``replaced`` (the digest before, or None) and
+        ``dropped`` (the kinds of results that it held of another bundle and no longer has).
 
     Raises:
         ConfigError: without a reason.
@@ -95,7 +100,7 @@ def update(path: Path, paths: Sequence[Path], reason: str) -> dict[str, Any]:
             fix="give --reason 'why'",
         )
     given = gates.by_kind([results.read(each) for each in paths])
-    kept = [given[kind] for kind in ("verify", "bench") if kind in given]
+    kept = [given[kind] for kind in KINDS if kind in given]
     if not kept:
         raise ResultError(
             "there is nothing to hold others against",
@@ -127,8 +132,17 @@ def update(path: Path, paths: Sequence[Path], reason: str) -> dict[str, Any]:
     # What another update of the file writes meanwhile must not be lost.
     with atomic.alone(path):
         said: dict[str, Any] = read(path) if path.exists() else {"targets": {}, "history": []}
-        before = said["targets"].get(target, {}).get("digest")
-        targets = {**said["targets"], target: {**entry, "results": kept}}
+        held = said["targets"].get(target, {})
+        before = held.get("digest")
+        others = [
+            result
+            for result in held.get("results", ())
+            if result.get("kind") not in {each["kind"] for each in kept}
+        ]
+        # Of the same bundle they go on; of another one they say nothing of this.
+        stay = others if before == entry["digest"] else []
+        every = sorted([*kept, *stay], key=lambda result: KINDS.index(result["kind"]))
+        targets = {**said["targets"], target: {**entry, "results": every}}
         written = {
             "kind": KIND,
             "schema": results.SCHEMA,
@@ -141,6 +155,7 @@ def update(path: Path, paths: Sequence[Path], reason: str) -> dict[str, Any]:
         "path": str(path),
         "target": target,
         "replaced": before,
+        "dropped": [] if stay else [result.get("kind") for result in others],
         **entry,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from vggdeploy.benchmarks.bench import pair
 from vggdeploy.errors import ConfigError, PartialError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from vggdeploy.bundle import Bundle
     from vggdeploy.contracts import Reporter, Target
@@ -124,9 +125,18 @@ def against(
         models.append(_outline(opened, options))
     comparison.require_comparable(*models)
     found = pair(sides, reporter)
-    a, b = ({**result, **said} for result, said in zip(found, notes, strict=True))
+    a, b = (
+        {**result, **said, "advice": _in_turns(result["advice"], rival)}
+        for result, said, rival in zip(found, notes, (other, path), strict=True)
+    )
     compared = comparison.compare(a, b, paired=True, seed=seed)
     return {**compared, "results": {"a": a, "b": b}, "partial": a["partial"] or b["partial"]}
+
+
+def _in_turns(advice: Sequence[str], rival: Path) -> list[str]:
+    """What is advised of a measurement, where it was one in turn with another bundle."""
+    flag = shlex.join(["--against", str(rival)])
+    return [f"{line} {flag}" if line.startswith("vggdeploy bench ") else line for line in advice]
 
 
 def _outline(opened: Bundle, options: BenchOptions) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import sys
 import traceback
+import typing
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,6 +71,27 @@ def _policies(context: typer.Context) -> Policies:
     return found
 
 
+def _kinds(command: Any) -> dict[str, config.Kind]:
+    """The flags of a command, or of a group's, and what each takes in a settings file."""
+    if inner := getattr(command, "commands", None):
+        return {flag: kind for each in inner.values() for flag, kind in _kinds(each).items()}
+    kinds: dict[Any, config.Kind] = {
+        bool: "switch",
+        int: "whole",
+        float: "number",
+        str: "text",
+        Path: "text",
+        list[str]: "texts",
+    }
+    hints = typing.get_type_hints(command.callback)
+    return {
+        flag.name: kind
+        for flag in command.params
+        for taken, kind in kinds.items()
+        if hints[flag.name] in (taken, taken | None)
+    }
+
+
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
@@ -89,10 +111,7 @@ def root(
         context.obj = ratios, by_target
         commands = context.command.commands  # type: ignore[attr-defined]  # a group has them
         parts = {name: getattr(command, "commands", {}) for name, command in commands.items()}
-        takes = {
-            name: [p.name for part in (command, *parts[name].values()) for p in part.params]
-            for name, command in commands.items()
-        }
+        takes = {name: _kinds(command) for name, command in commands.items()}
         found = config.defaults(settings, takes, where)
         # What is set for a group is set for each command in it.
         context.default_map = {
@@ -475,6 +494,12 @@ def baseline(
         f"{out}: {result['target']} is now {result['digest'][:16]}..., "
         + (f"before {before[:16]}..." if before else "which had none")
     )
+    for kind in result["dropped"]:
+        terminal.line(
+            f"its result of {kind} was of the bundle before, and is no longer there: give one of "
+            "this bundle too",
+            style="yellow",
+        )
     results.write(result, json)
 
 
@@ -629,7 +654,7 @@ def main(arguments: list[str] | None = None, program: typer.Typer = app) -> int:
             "there is not enough memory",
             got=error,
             expected="room for the network and the batch",
-            fix="use a smaller --batch, or a machine with more",
+            fix="use a smaller batch or network, or a machine with more",
         )
         terminal.line(f"error: {lacking}", style="red")
         return lacking.exit_code
@@ -665,12 +690,3 @@ def _usage(error: Any) -> errors.ConfigError:
         expected=f"what '{command}' takes",
         fix=f"see '{command} --help'",
     )
-
-
-def entry() -> None:
-    """The console script."""
-    raise SystemExit(main())
-
-
-if __name__ == "__main__":
-    entry()

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import difflib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from vggdeploy import limits
+from vggdeploy import forms, limits
 from vggdeploy.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -22,6 +22,15 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
+
+Kind = Literal["switch", "whole", "number", "text", "texts"]
+_KINDS: dict[Kind, tuple[Any, str]] = {
+    "switch": (bool, "true or false"),
+    "whole": (int, "a whole number"),
+    "number": (float, "a number"),
+    "text": (lambda value: isinstance(value, str) and value != "", "text in quotes, not empty"),
+    "texts": ([str], 'a list of texts, such as ["8.6"]'),
+}
 
 OWN, SHARED = "vggdeploy.toml", "pyproject.toml"
 
@@ -69,39 +78,60 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def defaults(
-    settings: Mapping[str, Any], commands: Mapping[str, Iterable[str]], where: str
+    settings: Mapping[str, Any], commands: Mapping[str, Mapping[str, Kind]], where: str
 ) -> dict[str, dict[str, Any]]:
     """Settings sorted by command: what stands in for flags that were not given.
 
     Args:
         settings: as `load` gave them.
-        commands: the flags' names that each command takes, with underscores.
+        commands: the flags that each command takes: their names, with underscores, and kinds.
         where: the file, for errors.
 
     Raises:
-        ConfigError: for a key that no command takes, with the nearest that one does.
+        ConfigError: for a key that no command takes, with the nearest that one does, and for a
+            value of another kind than the flag's.
     """
-    takes = {command: frozenset(names) for command, names in commands.items()}
-    found: dict[str, dict[str, Any]] = {command: {} for command in takes}
-    anywhere = frozenset().union(*takes.values())
+    found: dict[str, dict[str, Any]] = {command: {} for command in commands}
+    anywhere = {name: kind for flags in commands.values() for name, kind in flags.items()}
     tables = {key: value for key, value in settings.items() if isinstance(value, dict)}
     for key, table in tables.items():
-        require_known(key, takes, where, "table")
+        require_known(key, commands, where, "table")
         for inner, setting in table.items():
-            require_known(inner, takes[key], where, f"key in [{key}]")
+            require_known(inner, commands[key], where, f"key in [{key}]")
+            _require_kind(f"[{key}] {inner}", setting, commands[key][inner], where)
             found[key][inner] = setting
     # A run ends in a gate: it has the same bounds, unless its own table says otherwise.
     for inner, setting in tables.get("gate", {}).items():
-        if inner.startswith(("min_", "max_", "baseline")) and inner in takes.get("run", ()):
+        if inner.startswith(("min_", "max_", "baseline")) and inner in commands.get("run", ()):
             found["run"].setdefault(inner, setting)
     for key, value in settings.items():
         if key in tables:
             continue
+        if key in commands and key not in anywhere:
+            raise ConfigError(
+                f"{where}: {key} is wrong",
+                got=repr(value)[:40],
+                expected=f"a table [{key}] of the settings of that command",
+                fix="make it a table, or remove it",
+            )
         require_known(key, anywhere, where, "key")
-        for command, names in takes.items():
-            if key in names:
+        for command, flags in commands.items():
+            if key in flags:
+                _require_kind(key, value, flags[key], where)
                 found[command].setdefault(key, value)
     return found
+
+
+def _require_kind(key: str, value: object, kind: Kind, where: str) -> None:
+    """Nothing is made of a value of another kind: ``"yes"`` is no ``true``, and ``true`` no 1."""
+    form, expected = _KINDS[kind]
+    if forms.misfit(value, form) is not None:
+        raise ConfigError(
+            f"{where}: {key} is wrong",
+            got=repr(value)[:40],
+            expected=expected,
+            fix="mend or remove it",
+        )
 
 
 def require_known(key: str, names: Iterable[str], where: str, what: str = "key") -> None:

@@ -126,6 +126,13 @@ def pack(path: Path, out: Path, *, reporter: Reporter | None = None) -> dict[str
             bundle may grow.
     """
     reporter = reporter or Silent()
+    if path.resolve() in out.resolve().parents:
+        raise BundleError(
+            f"{out} is inside of the bundle",
+            got=f"a place in {path}",
+            expected="one outside: a bundle holds what its manifest lists alone",
+            fix="choose another place with --out",
+        )
     opened, where = bundle.open_bundle(path), f"bundle {path}"
     content = bundle.signatures(path)
     signing.parse(content, where)
@@ -239,7 +246,8 @@ def opened(file: Path) -> Iterator[Packed]:
 
 def _manifest(file: Path, archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> bytes:
     if not entries or entries[0].orig_filename != MANIFEST:
-        raise _refused(file, "it does not begin with a manifest", None, MANIFEST)
+        first = repr(entries[0].orig_filename) if entries else "nothing in it"
+        raise _refused(file, "it does not begin with a manifest", first, MANIFEST)
     _require_plain(file, entries[0])
     if entries[0].file_size > limits.MANIFEST_BYTES:
         raise _refused(
@@ -259,12 +267,14 @@ def _require_listed(
     wanted = {each.name: each for each in listed(manifest)}
     for name in names:
         if name not in {MANIFEST, SIGNATURES, *wanted}:
-            raise _refused(file, f"{name!r} is not in its manifest", None, "what that lists alone")
+            raise _refused(
+                file, "it has what its manifest does not list", repr(name), "what that lists alone"
+            )
         if names.count(name) > 1:
-            raise _refused(file, f"{name} is in it {names.count(name)} times", None, "each once")
+            raise _refused(file, f"{name} is repeated", f"{names.count(name)} of it", "each once")
     for name in wanted:
         if name not in names:
-            raise _refused(file, f"{name} is missing", None, "every file of its manifest")
+            raise _refused(file, "a file is missing", f"no {name}", "every file of its manifest")
     for entry in entries:
         _require_plain(file, entry)
         name, size = entry.orig_filename, entry.file_size
@@ -294,9 +304,9 @@ def _require_plain(file: Path, entry: zipfile.ZipInfo) -> None:
     """Make sure that an entry is a plain file."""
     name, kind = repr(entry.orig_filename), stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
-        raise _refused(file, f"{name} is a link or a special file", None, "plain files")
+        raise _refused(file, f"{name} is no plain file", "a link or a special file", "plain files")
     if entry.flag_bits & _ENCRYPTED:
-        raise _refused(file, f"{name} is encrypted", None, "plain files")
+        raise _refused(file, f"{name} is no plain file", "an encrypted one", "plain files")
     if entry.compress_type not in _METHODS:
         raise _refused(
             file, f"{name} is packed in another way", entry.compress_type, "stored or deflated"

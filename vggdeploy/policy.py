@@ -65,7 +65,8 @@ METRICS = {
         Metric("drop", "max_drop", "verify", ("accuracy", "drop"), "", -1, 1, relative=False),
         Metric("top1", "min_top1", "verify", ("accuracy", "top1"), high=1),
         Metric("cosine", "min_cosine", "verify", ("parity", "cosine_min"), "", -1, 1),
-        Metric("sqnr", "min_sqnr", "verify", ("parity", "sqnr_db"), "dB", -HUGE),
+        # Further down than squares of float32 can be apart.
+        Metric("sqnr", "min_sqnr", "verify", ("parity", "sqnr_db"), "dB", -2000),
         Metric("p50", "max_p50", "bench", ("latency_s", "p50"), "s"),
         Metric("p99", "max_p99", "bench", ("latency_s", "p99"), "s"),
         Metric("throughput", "min_throughput", "bench", ("throughput_ips",), "images/s"),
@@ -161,7 +162,7 @@ def make(bounds: Mapping[str, Any], where: str = "the policy") -> Policy:
         return DEFAULT
     ratios = given.pop(MAX_RATIO, {})
     for key, value in given.items():
-        require_known(key, BOUNDS, where)
+        require_known(key, (*BOUNDS, MAX_RATIO), where)
         _check(key, value, where)
     if not isinstance(ratios, dict):
         raise ConfigError(
@@ -206,7 +207,8 @@ def split(
         return dict(settings), {}, {}
     flat = {key: value for key, value in gate.items() if key not in (MAX_RATIO, TARGETS)}
     ratios, targets = gate.get(MAX_RATIO, {}), gate.get(TARGETS, {})
-    make({MAX_RATIO: ratios}, f"{where}: [gate]")
+    bounds = {key: value for key, value in flat.items() if key in BOUNDS}
+    make({**bounds, MAX_RATIO: ratios}, f"{where}: [gate]")
     if not isinstance(targets, dict):
         raise ConfigError(
             f"{where}: gate.{TARGETS} is wrong",

@@ -30,6 +30,7 @@ def understood(command: str) -> BenchOptions:
     ("options", "advice", "changes"),
     [
         ({}, "--seconds 30", {"seconds": 30.0}),
+        ({"seconds": 30.0}, "--seconds 30", {"seconds": 90.0}),
         ({"device": "GPU.1", "seconds": 9.0}, "--queries 30", {"queries": 30}),
         ({"precision": 0.005, "seconds": 60.0}, "--seconds 300", {"seconds": 300.0}),
         ({"tuned": False, "batch": 4, "batches": (1, 2)}, "--seconds 30", {"seconds": 30.0}),

@@ -104,8 +104,9 @@ def read_settings(content: bytes, folder: Path) -> None:
     (folder / config.OWN).write_bytes(content)
     settings, where = config.load(folder)
     settings, ratios, by_target = policy.split(settings, targets.REGISTRY, where)
-    bounds = config.defaults(settings, {name: ["target", "batch", *policy.BOUNDS] for name in
-                                        ("bench", "build", "gate", "run")}, where)  # fmt: skip
+    takes = {"target": "text", "batch": "whole", **dict.fromkeys(policy.BOUNDS, "number")}
+    commands = ("bench", "build", "gate", "run")
+    bounds = config.defaults(settings, dict.fromkeys(commands, takes), where)
     given = {key: bounds["gate"].get(key) for key in policy.BOUNDS}
     held = policy.Policies({**given, policy.MAX_RATIO: ratios}, frozenset(), by_target)
     for target in ("", *targets.REGISTRY):

@@ -68,6 +68,25 @@ def test_a_folder_appears_when_the_block_ends(tmp_path):
     assert listing(final.parent) == ["out"]
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_of_a_link_the_folder_that_it_leads_to_is_replaced(tmp_path, there):
+    if there:
+        (tmp_path / "v1").mkdir()
+        (tmp_path / "v1" / "old").write_text("old")
+    link = tmp_path / "links" / "current"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "v1")
+    with atomic.folder(link, replace=True) as work:
+        (work / "new").write_text("new")
+    assert link.is_symlink()
+    assert [each.name for each in link.iterdir()] == ["new"]
+    with atomic.successor(link) as work:
+        (work / "newer").write_text("newer")
+    assert link.is_symlink()
+    assert [each.name for each in (tmp_path / "v1").iterdir()] == ["newer"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["links", "v1"]
+
+
 def test_a_folder_has_the_modes_that_the_user_chose(tmp_path):
     before = os.umask(0o027)
     try:

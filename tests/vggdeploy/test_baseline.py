@@ -96,6 +96,25 @@ def test_what_is_no_baseline_is_refused_and_nothing_written(
     assert not out.exists()
 
 
+def test_of_the_same_bundle_what_it_held_stays_and_of_another_it_goes(keep, tmp_path, capsys):
+    out = tmp_path / "baseline.json"
+    baseline.update(out, keep(BENCH, VERIFY), "first")
+
+    def update(result):
+        (path,) = keep(result)
+        found = baseline.update(out, [path], "again")
+        held = baseline.results_of(out, "ov-int8")
+        return found["dropped"], [(each["kind"], each["digest"][0]) for each in held]
+
+    assert update(slower(2)) == ([], [("verify", "d"), ("bench", "d")])
+    assert update({**VERIFY, "digest": "f" * 64}) == (["bench"], [("verify", "f")])
+    (path,) = keep(BENCH)
+    assert main(["baseline", str(path), "--out", str(out), "--reason", "x"]) == 0
+    assert "its result of verify was of the bundle before" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
 @pytest.mark.parametrize(
     "content", ["{", "[]", '{"kind": "bench", "schema": 1}',
                 '{"kind": "baseline", "schema": 1, "targets": {"ov-int8": {}}, "history": []}',

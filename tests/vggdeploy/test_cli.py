@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
 from test_gates import BENCH
 
-from vggdeploy import errors, machine, pipeline
+from vggdeploy import __main__, cli, errors, machine, pipeline
 from vggdeploy.cli import app, main
 from vggdeploy.manifest import read_manifest
 
@@ -283,6 +285,23 @@ def test_ctrl_c_ends_in_130_and_says_so(capsys: Capture, monkeypatch: pytest.Mon
     assert "interrupted: nothing half-written was left" in capsys.readouterr().err
 
 
+def test_ctrl_c_during_the_imports_ends_as_it_does_later(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "vggdeploy.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "vggdeploy.cli")
+    monkeypatch.delattr("vggdeploy.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as caught:
+        __main__.entry()
+    assert caught.value.code == errors.EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_bug_of_ours_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise ZeroDivisionError("oh no")
@@ -355,7 +374,11 @@ def test_own_settings_come_before_the_shared(capsys: Capture, elsewhere: Path) -
         ("[build]\nsed = 1", "'sed'.*'seed'"),
         ("[gate]\nmin_agrement = 1", "'min_agrement'.*'min_agreement'"),
         ("arch = ", "cannot be read"),
-        ('seed = "many"', "seed"),
+        ('seed = "many"', r"vggdeploy.toml: seed is wrong: got 'many', expected a whole number"),
+        ('[gate]\nforce = "yes"', r"\[gate\] force is wrong: got 'yes', expected true or false"),
+        ("[gate]\nmax_ratio = 1", "max_ratio is wrong"),
+        ("[gate]\nmin_top1 = 98", r"vggdeploy.toml: \[gate\]: bound min_top1 is wrong: got 98"),
+        ("[gate]\nmin_top1 = '0.9'", r"\[gate\]: bound min_top1 is wrong: got '0.9'"),
     ],
 )
 def test_wrong_settings_are_refused(
@@ -365,6 +388,17 @@ def test_wrong_settings_are_refused(
 
     (elsewhere / "vggdeploy.toml").write_text(text)
     assert re.search(words, refused(capsys, "build", "--target", "ov-int5"))
+
+
+def test_a_flag_of_a_groups_commands_is_of_one_kind_in_settings() -> None:
+    groups = 0
+    for group in typer.main.get_group(cli.app).commands.values():  # type: ignore[attr-defined]
+        kinds = cli._kinds(group)
+        for command in getattr(group, "commands", {}).values():
+            groups += 1
+            assert {flag.name for flag in command.params} <= kinds.keys()
+            assert cli._kinds(command).items() <= kinds.items()
+    assert groups > 4
 
 
 def test_gate_settings_are_runs_bounds_too(

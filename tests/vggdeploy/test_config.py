@@ -5,11 +5,10 @@ import pytest
 from vggdeploy import config
 from vggdeploy.errors import ConfigError
 
-COMMANDS = {
-    "build": ["target", "calib_images", "seed", "json"],
-    "gate": ["min_agreement", "max_drop", "json"],
-    "run": ["target", "calib_images", "seed", "min_agreement", "max_drop", "json"],
-}
+BUILD = {"target": "text", "calib_images": "whole", "seed": "whole", "json": "text"}
+GATE = {"min_agreement": "number", "max_drop": "number", "json": "text"}
+COMMANDS = {"build": {**BUILD, "force": "switch", "tags": "texts"}, "gate": GATE}
+COMMANDS["run"] = {**BUILD, **GATE}
 
 
 def write(folder, own=None, shared=None):
@@ -117,16 +116,47 @@ def test_only_the_bounds_of_the_gates_table_hold_for_run():
     [
         ({"calib_image": 3}, "unknown key: got 'calib_image', expected perhaps 'calib_images'"),
         ({"calib-images": 3}, "unknown key: got 'calib-images', expected perhaps 'calib_images'"),
-        ({"zzz": 3}, "unknown key: got 'zzz', expected one of calib_images, json, max_drop"),
+        ({"zzz": 3}, "unknown key: got 'zzz', expected one of calib_images, force, json"),
         ({"buld": {"seed": 1}}, "unknown table: got 'buld', expected perhaps 'build'"),
         (
             {"gate": {"max_dorp": 1}},
             r"unknown key in \[gate\]: got 'max_dorp', expected perhaps 'max_drop'",
         ),
         ({"build": {"max_drop": 1}}, r"unknown key in \[build\]: got 'max_drop'"),
-        ({"gate": 3}, "unknown key: got 'gate'"),
     ],
 )
 def test_an_unknown_key_is_an_error_with_the_nearest_known(settings, said):
     with pytest.raises(ConfigError, match=r"^vggdeploy\.toml: " + said):
         defaults(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"gate": 3}, r"gate is wrong: got 3, expected a table \[gate\]"),
+        (
+            {"gate": {"max_drop": "0.1"}},
+            r"\[gate\] max_drop is wrong: got '0.1', expected a number",
+        ),
+        ({"gate": {"max_drop": True}}, r"\[gate\] max_drop is wrong: got True, expected a number"),
+        (
+            {"build": {"force": "yes"}},
+            r"\[build\] force is wrong: got 'yes', expected true or false",
+        ),
+        ({"force": 1}, "force is wrong: got 1, expected true or false"),
+        ({"seed": 1.5}, "seed is wrong: got 1.5, expected a whole number"),
+        ({"seed": False}, "seed is wrong: got False, expected a whole number"),
+        ({"target": 3}, "target is wrong: got 3, expected text"),
+        ({"target": ""}, "target is wrong: got '', expected text in quotes, not empty"),
+        ({"tags": "a"}, "tags is wrong: got 'a', expected a list of texts"),
+        ({"tags": ["a", 1]}, "tags is wrong: got .*, expected a list of texts"),
+    ],
+)
+def test_nothing_is_made_of_a_value_of_another_kind(settings, said):
+    with pytest.raises(ConfigError, match=r"^vggdeploy\.toml: " + said):
+        defaults(**settings)
+
+
+def test_a_whole_number_is_a_number_too():
+    assert defaults(max_drop=1)["gate"] == {"max_drop": 1}
+    assert defaults(tags=[], force=True)["build"] == {"tags": [], "force": True}

@@ -179,7 +179,7 @@ def test_a_name_that_the_manifest_does_not_list_is_refused(packed, tmp_path, nam
     entry = zipfile.ZipInfo("x")
     entry.filename = name
     repack(packed, [*entries(packed), (entry, b"")])
-    refused(packed, tmp_path, "is not in its manifest")
+    refused(packed, tmp_path, "its manifest does not list: got ")
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "sub/evil", "..", "C:evil", "a\\b"])
@@ -200,25 +200,32 @@ def test_links_and_special_files_are_refused(packed, tmp_path, kind, name):
         if entry.filename == name:
             entry.external_attr = (kind | 0o777) << 16
     repack(packed, parts)
-    refused(packed, tmp_path, "is a link or a special file")
+    refused(packed, tmp_path, "got a link or a special file")
 
 
 def test_a_name_twice_is_refused(packed, tmp_path):
     with pytest.warns(UserWarning, match="Duplicate"):
         repack(packed, [*entries(packed), entries(packed)[-1]])
-    refused(packed, tmp_path, "is in it 2 times")
+    refused(packed, tmp_path, "is repeated: got 2 of it")
 
 
 @pytest.mark.parametrize("name", ["model.bin", MANIFEST])
 def test_a_file_that_is_missing_is_refused(packed, tmp_path, name):
     repack(packed, [part for part in entries(packed) if part[0].filename != name])
-    refused(packed, tmp_path, "missing|does not begin with a manifest")
+    refused(packed, tmp_path, "missing: got no|does not begin with a manifest: got '")
 
 
 def test_an_archive_that_does_not_begin_with_its_manifest_is_refused(packed, tmp_path):
     head, *rest = entries(packed)
     repack(packed, [*rest, head])
     refused(packed, tmp_path, "does not begin with a manifest")
+
+
+def test_a_bundle_is_not_packed_into_itself(path):
+    before = sorted(each.name for each in path.iterdir())
+    with pytest.raises(BundleError, match="is inside of the bundle"):
+        packing.pack(path, path / "packed.zip")
+    assert sorted(each.name for each in path.iterdir()) == before
 
 
 def patch(file, name, offset, value, form):
@@ -233,7 +240,7 @@ def patch(file, name, offset, value, form):
 @pytest.mark.parametrize("flag", [0x01, 0x40])
 def test_an_encrypted_entry_is_refused(packed, tmp_path, name, flag):
     patch(packed, name, 8, flag, "<H")
-    refused(packed, tmp_path, "is encrypted")
+    refused(packed, tmp_path, "got an encrypted one")
 
 
 def test_another_compression_is_refused(packed, tmp_path):

@@ -6,7 +6,8 @@ import functools
 import itertools
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,6 @@ from vggdeploy.benchmarks.tune import TuneOptions
 from vggdeploy.cli import main
 from vggdeploy.contracts import Settings, Silent
 from vggdeploy.errors import ConfigError, MissingError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("hurried", "ticking")
 
@@ -271,6 +269,12 @@ def test_bench_against_another(capsys: Any, copied: Path, tiny_bundle: Path) -> 
     assert said["ratio"] == pytest.approx(a["latency_s"]["p50"] / b["latency_s"]["p50"], rel=0.2)
     assert said["verdict"] in ("faster", "slower", "no difference shown")
     assert {"throughput_ips", "budget", "system"} <= set(b)
+
+
+def test_what_is_advised_of_two_bundles_measures_both() -> None:
+    advised = ["vggdeploy bench b --seconds 30", "sensors"]
+    again = ["vggdeploy bench b --seconds 30 --against 'my a'", "sensors"]
+    assert benching._in_turns(advised, Path("my a")) == again
 
 
 def test_bench_against_another_network_is_refused_before_measuring(
