@@ -67,7 +67,7 @@ def in_json(data: bytes, rng: random.Random) -> bytes:
         said = json.loads(data)
     except (ValueError, RecursionError):
         return raw(data, rng)
-    return json.dumps(_changed(said, rng), indent=1).encode()
+    return json.dumps(_changed(said, rng)).encode()
 
 
 def _changed(said: Any, rng: random.Random) -> Any:
