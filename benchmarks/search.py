@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vggdeploy.benchmarks.turns import Slice
     from vggdeploy.contracts import Batch, Reporter, Runner
 
-CONFIRM = 0.3
+CONFIRM = 0.4
 """Share of the time that is kept for the last run."""
 
 SLICE_SECONDS = 0.5
@@ -83,6 +83,7 @@ class Trial:
         costs: seconds an image of its turns, by the number of the round.
         turn_seconds: that its last turn took, without opening.
         least_seconds: that its shortest turn would take.
+        group_seconds: that a query took in its last turn, or as many as are in flight at once.
         kept_until: the last rung that it was measured in; 0 if it never was.
         out: why it is out; empty for the winner of the halving.
         usable: whether it can be run and, as far as is known, keeps the bound.
@@ -95,6 +96,7 @@ class Trial:
     seconds: float = 0.0
     turn_seconds: float = 0.0
     least_seconds: float = 0.0
+    group_seconds: float = 0.0
     kept_until: int = 0
     out: str = ""
     usable: bool = True
@@ -197,8 +199,8 @@ class Search:
             if self._plan.goal == "throughput":
                 streams = trial.candidate.settings.streams
                 depth = self._depth if streams is None else max(2, streams)
-            # One query more: the one that warms up.
-            least = (depth + 1) * trial.candidate.batch * self._image_seconds
+            # As many come first and are not counted.
+            least = 2 * depth * trial.candidate.batch * self._image_seconds
         return MARGIN * least
 
     def _pair_expected(self, trials: Sequence[Trial]) -> float:
@@ -237,7 +239,7 @@ class Search:
             raise ConfigError(
                 "the time is too short to tune in",
                 got=f"--seconds {self._plan.seconds:g}",
-                expected=f"{math.ceil(needed)} at least, {math.ceil(4 * needed)} for a good look",
+                expected=f"{math.floor(needed) + 1} at least, {math.ceil(4 * needed)} for a good look",
                 fix="give it more",
             )
         return taken
@@ -300,9 +302,10 @@ class Search:
             trial.add(self._rounds, part, self._cost(part))
         return True
 
-    def _turn(self, trial: Trial, share: float) -> Slice:
-        """A slice of a candidate in about `share` seconds, behind a query that is not counted: the
-        one before has left the caches full of its own."""
+    def _turn(self, trial: Trial, share: float, longest: float = SLICE_SECONDS) -> Slice:
+        """A slice of a candidate in about `share` seconds, `longest` at most where one query is not
+        more, behind one that is not counted: the candidate before has left the caches full of its
+        own."""
         batches = self._batches(trial.candidate.batch)
         start = self._clock()
         held = self._pool.opened
@@ -310,16 +313,23 @@ class Search:
         opened = self._clock()
         if self._pool.opened != held:
             self._opening = opened - start
-        runner.infer(batches[0])
-        warm = self._clock()
-        # Less a query, so that the last one ends in time.
-        spare = min(SLICE_SECONDS, max(0.0, share - (warm - start) - (warm - opened)))
-        latency = self._plan.goal == "latency"
-        measure = turns.one_by_one if latency else turns.queued
+        if self._plan.goal == "latency":
+            runner.infer(batches[0])
+            warm = self._clock()
+            spent, more = warm - start, warm - opened
+            measure = turns.one_by_one
+        else:
+            spent, more = opened - start, 2 * trial.group_seconds
+            measure = turns.queued
+        # Less what the last ones take, so that they end in time.
+        spare = min(longest, max(0.0, share - spent - more))
         part = measure(runner, batches, spare, 1, self._clock)
         trial.turn_seconds = self._clock() - opened
-        groups = len(part.latencies) if latency else len(part.latencies) // runner.depth
-        trial.least_seconds = trial.turn_seconds - part.seconds * (1 - 1 / groups)
+        groups = len(part.latencies)
+        if self._plan.goal == "throughput":
+            groups //= runner.depth
+        trial.group_seconds = part.seconds / groups
+        trial.least_seconds = trial.turn_seconds - part.seconds + trial.group_seconds
         return part
 
     def _cost(self, part: Slice) -> float:
@@ -385,6 +395,8 @@ class Search:
         share = (self._end - self._clock()) / (4 * bootstrap.FEWEST)
         for each in pair:
             each.turn_seconds = 0.0  # those of the last rung may have had a larger share
+        # Equal turns: the noise of a pair is that of its shorter one.
+        longest = max(SLICE_SECONDS, *(each.group_seconds for each in pair))
         orders = turns.orders(2, self._plan.seed)
         costs: tuple[list[float], list[float]] = ([], [])
         fresh: list[float] = []
@@ -392,7 +404,7 @@ class Search:
             while self._clock() + self._pair_expected(pair) / 2 <= self._end:
                 self._rounds += 1
                 for index in next(orders):
-                    part = self._turn(pair[index], share)
+                    part = self._turn(pair[index], share, longest)
                     costs[index].append(self._cost(part))
                     pair[index].add(self._rounds, part, self._cost(part))
                     fresh += part.latencies if pair[index] is trial else ()

@@ -26,7 +26,7 @@ class Slice:
 
     Attributes:
         latencies: seconds of each query, from when it was begun to its end.
-        seconds: of all, from the first query's beginning to the last one's end.
+        seconds: that all of them took together.
         images: in all queries together.
     """
 
@@ -69,29 +69,28 @@ def one_by_one(
 def queued(
     runner: Runner, batches: Sequence[Batch], seconds: float, least: int, clock: Clock
 ) -> Slice:
-    """Queries of a runner with its queue kept full, until `seconds` have passed and `least` times
-    as many been made as it keeps in flight.
+    """Queries of a runner with its queue kept full. As many as it keeps in flight come first and are
+    not counted; then `least` times as many, or more of them until `seconds` have passed.
 
-    Always a multiple of those: streams that run side by side then end together, and neither filling
-    nor draining the queue leaves any of them idle for longer than another.
+    What the counted ones took is from the mean end of the first ones to that of the last: the
+    queue is then as full at the end as it is at the beginning, and no stream that ends a little
+    before another looks idle, which would count against large batches, of which there are few.
     """
-    queries: list[_Query] = []
-    start = clock()
+    depth, queries = runner.depth, list[_Query]()
     for batch in itertools.cycle(batches):
         count = len(queries)
-        if (
-            count >= least * runner.depth
-            and count % runner.depth == 0
-            and clock() - start >= seconds
-        ):
-            break
+        if count > least * depth and count % depth == 0:
+            if clock() - queries[depth].began >= seconds:
+                break
         query = _Query(clock)
         queries.append(query)
         runner.start(batch, query.done)
         query.began = clock()
     runner.drain()
-    total = clock() - start
-    return Slice(tuple(query.seconds for query in queries), total, len(queries) * len(batches[0]))
+    ends = sorted(query.ended for query in queries)
+    total = float(np.mean(ends[-depth:]) - np.mean(ends[:depth]))
+    counted = queries[depth:]
+    return Slice(tuple(query.seconds for query in counted), total, len(counted) * len(batches[0]))
 
 
 class _Query:
@@ -104,14 +103,14 @@ class _Query:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._asked = clock()
-        self._ended = self._asked
+        self.ended = self._asked
         self.began = self._asked
 
     def done(self, outputs: Outputs) -> None:
         """Called when it has ended, from any thread."""
-        self._ended = self._clock()
+        self.ended = self._clock()
 
     @property
     def seconds(self) -> float:
         """From its beginning to its end; known when the queue is drained."""
-        return self._ended - (self.began if self._ended > self.began else self._asked)
+        return self.ended - (self.began if self.ended > self.began else self._asked)

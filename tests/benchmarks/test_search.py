@@ -395,21 +395,49 @@ class Together(Runner):
         self._flying = []
 
 
-def test_a_queue_is_measured_without_the_wait_for_a_place() -> None:
+def test_a_queue_is_measured_while_it_is_full() -> None:
     runner = Together(4)
     with runner:
         part = turns.queued(runner, [np.zeros((3, 1), np.float32)], 5.0, 1, lambda: runner.now)
     assert runner.begun % 4 == 0
-    assert part.latencies == (1.0,) * runner.begun
-    assert part.images == 3 * runner.begun
-    assert part.seconds == runner.begun / 4
+    counted = runner.begun - 4
+    # Without the wait for a place, and without those that came first.
+    assert part.latencies == (1.0,) * counted
+    assert part.images == 3 * counted
+    assert part.seconds == counted / 4
     # Enough for five seconds, and the group that was in flight.
     assert 5 <= part.seconds <= 6
     with Together(4) as short:
-        assert (
-            len(turns.queued(short, [np.zeros((1, 1), np.float32)], 0, 2, lambda: 0.0).latencies)
-            == 8
-        )
+        part = turns.queued(short, [np.zeros((1, 1), np.float32)], 0, 2, lambda: 0.0)
+    assert len(part.latencies) == 8
+    assert short.begun == 12
+
+
+class Uneven(Together):
+    """A queue of two whose streams take different times and wait for each other nowhere."""
+
+    seconds = (1.0, 1.25)
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.ends = [0.0, 0.0]
+
+    def _begin(self, batch: Any, done: Any) -> None:
+        stream = self.begun % 2
+        self.begun += 1
+        self.ends[stream] += self.seconds[stream]
+        self.now = self.ends[stream]
+        done({})
+
+    def _drain(self) -> None: ...
+
+
+def test_a_stream_that_ends_before_another_does_not_look_idle() -> None:
+    runner = Uneven()
+    with runner:
+        part = turns.queued(runner, [np.zeros((1, 1), np.float32)], 0.0, 1, lambda: runner.now)
+    # One query of each, in the mean of their times; until the last one's end it would be 1.25.
+    assert (part.images, part.seconds) == (2, 1.125)
 
 
 def test_one_by_one_ends_after_time_and_number() -> None:
