@@ -79,9 +79,9 @@ def queued(
     depth, queries = runner.depth, list[_Query]()
     for batch in itertools.cycle(batches):
         count = len(queries)
-        if count > least * depth and count % depth == 0:
-            if clock() - queries[depth].began >= seconds:
-                break
+        enough = count > least * depth and count % depth == 0
+        if enough and clock() - queries[depth].began >= seconds:
+            break
         query = _Query(clock)
         queries.append(query)
         runner.start(batch, query.done)
