@@ -44,9 +44,10 @@ def folder(final: Path, *, replace: bool | Callable[[], bool] = False) -> Iterat
 
     Args:
         final: where the folder shall be; its parent is made.
-        replace: whether a folder that is there already gives way. If not, it stays, and the new
-            one is thrown away. Of a link, it is the folder that it leads to. A function is asked when the new one is whole, while no other
-            writer can replace what is there; it may raise an error in place of an answer.
+        replace: whether a folder that is there already gives way; of a link, the folder that it
+            leads to. If not, it stays, and the new one is thrown away. A function is asked when
+            the new one is whole, while no other writer can replace what is there; it may raise an
+            error in place of an answer.
 
     Raises:
         MissingError: when the disk is full.
