@@ -57,7 +57,10 @@ def test_preprocessing_example_is_the_imagenet_preset():
 
 
 def test_settings_example_is_taken():
-    takes = {"build": ["target", "calib_images"], "gate": ["min_agreement", "max_drop"]}
+    takes = {
+        "build": {"target": "text", "calib_images": "whole"},
+        "gate": {"min_agreement": "number", "max_drop": "number"},
+    }
     settings, ratios, by_target = policy.split(tomllib.loads(BLOCKS[1]), targets.REGISTRY, "README")
     found = config.defaults(settings, takes, "README")
     assert found["build"] == {"target": "ov-int8", "calib_images": 256}

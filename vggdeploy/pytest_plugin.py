@@ -229,7 +229,10 @@ def _told() -> Iterator[None]:
         try:
             yield
         except VggdeployError as error:
-            raise pytest.fail.Exception(str(error), pytrace=False) from None  # else it shows both
+            try:
+                pytest.fail(str(error), pytrace=False)
+            except pytest.fail.Exception as failed:
+                raise failed from None  # else both are shown
 
 
 def _absolute(given: str) -> Path:
