@@ -15,13 +15,13 @@ import os
 import secrets
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from vggdeploy.errors import ConfigError, MissingError, VggdeployError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 _LOCKS = sys.platform != "win32"
 """Windows has no locks on folders: nothing is cleared away there."""
@@ -54,7 +54,7 @@ def folder(final: Path, *, replace: bool | Callable[[], bool] = False) -> Iterat
         ConfigError: when the place cannot be written.
     """
     with writing(final):
-        final = final.resolve() if final.is_symlink() else final
+        final = _behind(final)
         with _fresh(final, _make_folder) as work:
             yield work
             work.chmod(0o777 & ~_umask())
@@ -72,7 +72,7 @@ def successor(final: Path) -> Iterator[Path]:
         ConfigError: when the place cannot be written, or there is no folder.
     """
     with writing(final), contextlib.ExitStack() as stack:
-        final = final.resolve() if final.is_symlink() else final
+        final = _behind(final)
         while (lock := _lock(final)) is None:  # another writer replaced it
             if not final.is_dir():
                 raise ConfigError(
@@ -105,6 +105,11 @@ def _fresh(final: Path, make: Callable[[Path], None]) -> Iterator[Path]:
             lock = _lock(work)
         stack.callback(_release, lock)
         yield work
+
+
+def _behind(place: Path) -> Path:
+    """What a link leads to; a path that is none, and one that leads in a circle, as it is."""
+    return Path(os.path.realpath(place)) if place.is_symlink() else place
 
 
 def _make_folder(place: Path) -> None:

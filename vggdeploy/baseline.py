@@ -137,7 +137,7 @@ def update(path: Path, paths: Sequence[Path], reason: str) -> dict[str, Any]:
         others = [
             result
             for result in held.get("results", ())
-            if result.get("kind") not in {each["kind"] for each in kept}
+            if result["kind"] not in {each["kind"] for each in kept}
         ]
         # Of the same bundle they go on; of another one they say nothing of this.
         stay = others if before == entry["digest"] else []
@@ -155,7 +155,7 @@ def update(path: Path, paths: Sequence[Path], reason: str) -> dict[str, Any]:
         "path": str(path),
         "target": target,
         "replaced": before,
-        "dropped": [] if stay else [result.get("kind") for result in others],
+        "dropped": [] if stay else [result["kind"] for result in others],
         **entry,
     }
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import stat
 import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy import atomic, bundle, limits, signing
@@ -25,7 +27,6 @@ from vggdeploy.manifest import MANIFEST, SIGNATURES, files, listed, parse_manife
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from vggdeploy.contracts import Reporter
     from vggdeploy.manifest import Listed
@@ -126,7 +127,7 @@ def pack(path: Path, out: Path, *, reporter: Reporter | None = None) -> dict[str
             bundle may grow.
     """
     reporter = reporter or Silent()
-    if path.resolve() in out.resolve().parents:
+    if Path(os.path.realpath(path)) in Path(os.path.realpath(out)).parents:
         raise BundleError(
             f"{out} is inside of the bundle",
             got=f"a place in {path}",

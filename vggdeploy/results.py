@@ -160,7 +160,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def _a_time(value: object) -> bool:
     """Seconds that a query may have taken: above 0, and less than thirty years."""
-    return type(value) in (int, float) and 0 < float(value) < 1e9  # type: ignore[arg-type]
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9
 
 
 _JUDGED = (ABSENT, None, {"n": (ABSENT, forms.positive)})

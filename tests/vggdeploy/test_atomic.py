@@ -87,6 +87,17 @@ def test_of_a_link_the_folder_that_it_leads_to_is_replaced(tmp_path, there):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["links", "v1"]
 
 
+def test_a_link_that_leads_in_a_circle_is_refused(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with (
+        pytest.raises(ConfigError, match="cannot be written"),
+        atomic.folder(tmp_path / "a", replace=True),
+    ):
+        pass
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a", "b"]
+
+
 def test_a_folder_has_the_modes_that_the_user_chose(tmp_path):
     before = os.umask(0o027)
     try:

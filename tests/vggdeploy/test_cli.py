@@ -390,10 +390,12 @@ def test_wrong_settings_are_refused(
     assert re.search(words, refused(capsys, "build", "--target", "ov-int5"))
 
 
-def test_a_flag_of_a_groups_commands_is_of_one_kind_in_settings() -> None:
+def test_every_flag_is_of_one_kind_in_settings() -> None:
     groups = 0
     for group in typer.main.get_group(cli.app).commands.values():  # type: ignore[attr-defined]
         kinds = cli._kinds(group)
+        options = [flag for flag in getattr(group, "params", ()) if flag.opts[0].startswith("--")]
+        assert hasattr(group, "commands") or {flag.name for flag in options} <= kinds.keys()
         for command in getattr(group, "commands", {}).values():
             groups += 1
             assert {flag.name for flag in command.params} <= kinds.keys()

@@ -228,6 +228,12 @@ def test_a_bundle_is_not_packed_into_itself(path):
     assert sorted(each.name for each in path.iterdir()) == before
 
 
+def test_a_link_that_leads_in_a_circle_is_no_bundle(tmp_path):
+    (tmp_path / "a").symlink_to("a")
+    with pytest.raises(BundleError, match="is no bundle"):
+        packing.pack(tmp_path / "a", tmp_path / "packed.zip")
+
+
 def patch(file, name, offset, value, form):
     """Overwrite a field of an entry in the archive's directory."""
     content = bytearray(file.read_bytes())

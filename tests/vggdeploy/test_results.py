@@ -105,6 +105,7 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path):
     [
         ({"samples_s": [0.1, -1]}, r"samples_s\[1\] -1"),
         ({"samples_s": [1e308]}, r"samples_s\[0\] 1e\+308"),
+        ({"samples_s": [10**400]}, r"samples_s\[0\] 10+"),
         ({"samples_s": [True]}, r"samples_s\[0\] True"),
         ({"samples_s": 0.1}, "samples_s 0.1"),
         ({"parity": {"n": -1}}, "parity.n -1"),
