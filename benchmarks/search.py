@@ -395,8 +395,7 @@ class Search:
         share = (self._end - self._clock()) / (4 * bootstrap.FEWEST)
         for each in pair:
             each.turn_seconds = 0.0  # those of the last rung may have had a larger share
-        # Equal turns: the noise of a pair is that of its shorter one.
-        longest = max(SLICE_SECONDS, *(each.group_seconds for each in pair))
+        longest = self._equal(pair)
         orders = turns.orders(2, self._plan.seed)
         costs: tuple[list[float], list[float]] = ([], [])
         fresh: list[float] = []
@@ -404,7 +403,7 @@ class Search:
             while self._clock() + self._pair_expected(pair) / 2 <= self._end:
                 self._rounds += 1
                 for index in next(orders):
-                    part = self._turn(pair[index], share, longest)
+                    part = self._turn(pair[index], share, longest[index])
                     costs[index].append(self._cost(part))
                     pair[index].add(self._rounds, part, self._cost(part))
                     fresh += part.latencies if pair[index] is trial else ()
@@ -415,6 +414,15 @@ class Search:
         found = bootstrap.ratio(costs[0], costs[1], paired=True, seed=self._plan.seed)
         self._fit([trial], fresh)
         return found, len(costs[0])
+
+    def _equal(self, pair: Sequence[Trial]) -> list[float]:
+        """How long to begin queries, for turns of equal length: the noise of a pair is that of its
+        shorter turn. Of a queue, whose turns may be long, two groups of the slower one; the last
+        group of either ends by itself, some time after it has begun."""
+        if self._plan.goal == "latency":
+            return [SLICE_SECONDS] * len(pair)
+        whole = 2 * max(each.group_seconds for each in pair)
+        return [max(SLICE_SECONDS, whole - 1.4 * each.group_seconds) for each in pair]
 
     def _done(self, trial: Trial | None, found: Ratio | None, pairs: int, reason: str) -> Found:
         return Found(

@@ -287,6 +287,26 @@ def test_throughput_weighs_images_and_not_queries() -> None:
     assert found.confirmed.value == pytest.approx((0.2 / 16) / 0.05)
 
 
+def test_in_the_last_run_both_have_turns_of_equal_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Candidate, float]] = []
+    whole = turns.queued
+
+    def recorded(runner: Any, *arguments: Any) -> turns.Slice:
+        part = whole(runner, *arguments)
+        made.append((runner._candidate, part.seconds))
+        return part
+
+    monkeypatch.setattr(turns, "queued", recorded)
+    # A query of 16 images takes 0.9 s, and two are in flight.
+    found = World(by_batch(0.1, 0.05), depth=2).search(images(5), goal="throughput", seconds=600.0)
+    assert found.winner == Candidate(16)
+    last = made[-2 * found.pairs :]
+    assert {each for each, _ in last} == {DEFAULT, Candidate(16)}
+    assert all(3.3 <= seconds <= 3.7 for _, seconds in last)
+    # Before, short turns are many.
+    assert min(seconds for each, seconds in made if each == DEFAULT) < 1
+
+
 def test_a_bound_excludes_what_is_faster_but_late() -> None:
     found = World(by_batch(0.04, 0.01), depth=2).search(
         images(5), goal="throughput", seconds=90.0, bound_s=0.1
