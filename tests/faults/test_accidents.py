@@ -36,7 +36,7 @@ def test_a_few_of_each(
     assert code == 0
     assert lines[0] == "kept    40 flips over 8 files: 40 found before any engine was parsed"
     assert "1 digest, 0 errors, 0 left over" in lines[1]
-    assert "0 corrupt bundles, 0 failed rebuilds, 0 left litter" in lines[2]
+    assert "0 corrupt bundles, 0 failed builds, 0 left litter" in lines[2]
 
 
 def test_flips_that_pass_are_counted(
