@@ -121,11 +121,12 @@ def _require_header(path: Path) -> None:
         if len(header) > limits.TENSORS:
             raise ValueError(f"{len(header):,} tensors")
         for name, said in header.items():
-            begin, end = said["data_offsets"]
-            declared = math.prod(said["shape"]) * _ELEMENT_BYTES[said["dtype"]]
-            sides = (begin, end, *said["shape"])
-            if not all(type(side) is int and side >= 0 for side in sides):
+            (begin, end), shape = said["data_offsets"], said["shape"]
+            # Before anything is multiplied: a text times a number takes any amount of memory.
+            sizes = all(type(side) is int and side >= 0 for side in (begin, end, *shape))
+            if not sizes or len(shape) > limits.RANK:
                 raise ValueError(f"sizes of tensor {name!r} that are none")
+            declared = math.prod(shape) * _ELEMENT_BYTES[said["dtype"]]
             if not begin <= end <= data_bytes or declared != end - begin:
                 raise ValueError(
                     f"tensor {name!r} of {declared:,} bytes at {begin:,} to {end:,} of {data_bytes:,}"

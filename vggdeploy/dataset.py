@@ -36,6 +36,9 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of what files of these endings hold. It goes by the content, and leaves some
 formats to other programs: PostScript, which is one itself, to Ghostscript."""
 
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError)
+"""What Pillow's readers raise for damaged files."""
+
 _WORDNET = re.compile(r"(n\d{8})(?!\d)")
 _Source = TypeVar("_Source")
 _Result = TypeVar("_Result")
@@ -276,8 +279,7 @@ def decode(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > limits.PIXELS:
-                raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
+            _require_plausible(image, path.stat().st_size)
             return _rgb(image, path)
     except FileNotFoundError as error:
         raise DatasetError(
@@ -290,7 +292,7 @@ def decode(path: Path) -> Image.Image:
         raise DatasetError(
             f"image {path} is too large",
             got=str(error).removeprefix("Image size ").split(" exceeds")[0].strip("()"),
-            expected=f"{limits.PIXELS:,} pixels or fewer",
+            expected=f"{limits.PIXELS:,} pixels or fewer, {limits.PIXELS_A_BYTE:,} for a byte at most",
             fix="scale it down or remove it",
         ) from error
     except UnidentifiedImageError as error:
@@ -300,7 +302,7 @@ def decode(path: Path) -> Image.Image:
             expected="one of " + ", ".join(FORMATS),
             fix="remove it, or convert it to PNG",
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except _UNREADABLE as error:
         raise DatasetError(
             f"image {path} cannot be read",
             got=error,
@@ -309,10 +311,25 @@ def decode(path: Path) -> Image.Image:
         ) from error
 
 
+def _require_plausible(image: Image.Image, file_bytes: int) -> None:
+    """Make sure that an image which was opened is worth memory for its pixels.
+
+    Raises:
+        Image.DecompressionBombError: when they are too many, or too many for so small a file.
+    """
+    pixels = image.width * image.height
+    most = min(limits.PIXELS, max(limits.PLAIN_PIXELS, limits.PIXELS_A_BYTE * file_bytes))
+    if pixels > most:
+        raise Image.DecompressionBombError(
+            f"{image.width}x{image.height} pixels in {file_bytes:,} bytes"
+        )
+
+
 def _rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        wide = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.round(wide / 257).astype(np.uint8)).convert("RGB")
+        # Rounded to the nearest: 257 is odd, so that nothing lies halfway.
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise DatasetError(
             f"image {path} has samples of unknown range",
@@ -329,14 +346,7 @@ def _content(sample: Sample) -> str:
     try:
         with Image.open(sample.path, formats=FORMATS):
             pass
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ):
+    except (*_UNREADABLE, Image.DecompressionBombError, Image.DecompressionBombWarning):
         decode(sample.path)  # says what is wrong with it
     return digests.sha256_file(sample.path)
 

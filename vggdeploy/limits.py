@@ -63,6 +63,9 @@ SAFETENSORS_HEADER_BYTES = 8 << 20
 TENSORS = 1 << 16
 """In a checkpoint: VGG19 with BatchNorm has 114."""
 
+RANK = 64
+"""Of a tensor in a checkpoint: NumPy's own limit."""
+
 ONNX_BYTES = (1 << 31) - 1
 """Of an .onnx file: protobuf's own limit. Larger weights lie beside it."""
 
@@ -73,7 +76,14 @@ ELEMENTS = 1 << 29
 """Of one tensor, five times the largest weight of VGG: a few bytes can declare any number."""
 
 PIXELS = 89_478_485
-"""Of an image: Pillow's own limit, a quarter gibibyte of RGB."""
+"""Of an image: Pillow's own limit, a third of a gibibyte as Pillow holds RGB."""
+
+PLAIN_PIXELS = 1 << 23
+"""Of an image that may hold as little as it likes."""
+
+PIXELS_A_BYTE = 1_000
+"""Of the file of a larger image. Photographs have 2 to 30; deflate can do 1,032 of one channel, and
+lossless WebP any number, of one colour."""
 
 _END = struct.Struct("<4s4H2LH")
 _END_MAGIC, _ZIP64_MAGIC, _ZIP64_BYTES = b"PK\x05\x06", b"PK\x06\x07", 20

@@ -191,6 +191,34 @@ def test_a_decompression_bomb_is_refused_unopened(tmp_path, side, action):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 
+def test_many_pixels_for_few_bytes_are_refused_unopened(tmp_path):
+    path = saved(tmp_path / "x.webp", Image.new("RGB", (4000, 3000), (9, 9, 9)), lossless=True)
+    held = path.stat().st_size
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(
+        DatasetError,
+        match=rf"x\.webp is too large: got 4000x3000 pixels in {held} bytes.* 1,000 for a byte",
+    ):
+        dataset.decode(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # of 48 MB
+    # What has as many bytes for its pixels as a photograph is read; so is what is small.
+    with path.open("ab") as file:
+        file.write(bytes(12_000))
+    assert dataset.decode(path).size == (4000, 3000)
+    plain = saved(tmp_path / "y.webp", Image.new("RGB", (3000, 2000)), lossless=True)
+    assert dataset.decode(plain).size == (3000, 2000)
+
+
+def test_a_field_of_another_kind_than_its_number_is_an_error(tmp_path):
+    """A TIFF that says with a fraction where its pixels are."""
+    path = saved(tmp_path / "x.tif", Image.new("RGB", (16, 16)))
+    offsets = struct.pack("<HHL", 273, 4, 1)
+    assert path.read_bytes().count(offsets) == 1
+    path.write_bytes(path.read_bytes().replace(offsets, struct.pack("<HHL", 273, 5, 1)))
+    with pytest.raises(DatasetError, match=r"x\.tif cannot be read"):
+        dataset.decode(path)
+
+
 def test_what_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match=r"gone\.png does not exist"):
         dataset.decode(tmp_path / "gone.png")
