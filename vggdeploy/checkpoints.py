@@ -44,7 +44,7 @@ _PUBLISHED_AT = "https://download.pytorch.org/models/"
 
 _UNREADABLE = (
     RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError,
-    struct.error, zipfile.BadZipFile,
+    AssertionError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 """What torch's readers raise for damaged files, the one of old checkpoints above all."""
 
@@ -86,7 +86,9 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and torch.is_tensor(value) for key, value in state.items()
+    ):
         held = ", ".join(map(str, list(state)[:4])) if isinstance(state, dict) else ""
         raise WeightsError(
             f"weights file {path} is not a state dict",
@@ -94,6 +96,15 @@ def read(path: Path) -> dict[str, torch.Tensor]:
             expected="a mapping of names to tensors",
             fix="save the state dict that is inside of it, with torch.save(state_dict, FILE)",
         )
+    for key, value in state.items():
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        if kind != "strided" or value.device.type != "cpu":
+            raise WeightsError(
+                f"weights file {path}: {key} is no dense tensor",
+                got=kind if kind != "strided" else f"one on the device {value.device}",
+                expected="numbers, all of them",
+                fix="save the state dict with dense tensors on the CPU",
+            )
     return state
 
 

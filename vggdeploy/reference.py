@@ -228,7 +228,10 @@ def outputs(module: torch.nn.Module, batch: NDArray[np.float32]) -> NDArray[np.f
 
 
 def _check(weights: Weights, module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Compare names, then shapes, and name the first difference."""
+    """Compare names, then shapes, then the numbers, and name the first difference."""
+    import torch
+
+    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in state.items()}
     # Checkpoints older than PyTorch 0.4.1 have no batch counters, which inference never reads.
@@ -244,8 +247,19 @@ def _check(weights: Weights, module: torch.nn.Module, state: Mapping[str, torch.
                 expected=f"the {len(wanted)} keys of torchvision's {weights.network.arch}",
                 fix=_suggest(weights, given),
             )
+    for key, shape in wanted.items():
+        if given[key] != shape:
+            classes = key in ("classifier.6.weight", "classifier.6.bias")
+            raise WeightsError(
+                where,
+                got=f"{key} of shape {list(given[key])}",
+                expected=str(list(shape)),
+                fix=f"give --num-classes {given[key][0]}"
+                if classes and given[key]
+                else _suggest(weights, given),
+            )
     for key, value in state.items():
-        if not value.is_floating_point() and not key.endswith("num_batches_tracked"):
+        if value.dtype not in plain and not key.endswith("num_batches_tracked"):
             raise WeightsError(
                 f"weights file {weights.path}: {key} holds no floating-point numbers",
                 got=str(value.dtype).removeprefix("torch."),
@@ -258,17 +272,6 @@ def _check(weights: Weights, module: torch.nn.Module, state: Mapping[str, torch.
                 got=f"{int((~value.isfinite()).sum()):,} such numbers",
                 expected="finite numbers",
                 fix="train or copy it again",
-            )
-    for key, shape in wanted.items():
-        if given[key] != shape:
-            classes = key in ("classifier.6.weight", "classifier.6.bias")
-            raise WeightsError(
-                where,
-                got=f"{key} of shape {list(given[key])}",
-                expected=str(list(shape)),
-                fix=f"give --num-classes {given[key][0]}"
-                if classes and given[key]
-                else _suggest(weights, given),
             )
 
 

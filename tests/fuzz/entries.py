@@ -143,6 +143,9 @@ def recipe(folder: Path) -> Sequence[bytes]:
     ]
 
 
+SLIM = topology.vgg("vgg11", num_classes=2, input_size=(32, 32), width_divisor=64)
+
+
 def read_weights(content: bytes, folder: Path) -> None:
     path = folder / "weights.safetensors"
     path.write_bytes(content)
@@ -150,13 +153,33 @@ def read_weights(content: bytes, folder: Path) -> None:
 
 
 def weights(folder: Path) -> Sequence[bytes]:
-    network = topology.vgg("vgg11", num_classes=2, input_size=(32, 32), width_divisor=64)
-    module = reference.build(network)
+    module = reference.build(SLIM)
     tensors = {k: np.zeros(tuple(v.shape), np.float32) for k, v in module.state_dict().items()}
-    checkpoints.save(folder / "seed.safetensors", tensors, network, "unit")
+    checkpoints.save(folder / "seed.safetensors", tensors, SLIM, "unit")
     few = {key: tensors[key] for key in list(tensors)[:2]}
-    checkpoints.save(folder / "few.safetensors", few, network, "unit")
+    checkpoints.save(folder / "few.safetensors", few, SLIM, "unit")
     return [(folder / name).read_bytes() for name in ("seed.safetensors", "few.safetensors")]
+
+
+def read_pickled(content: bytes, folder: Path) -> None:
+    path = folder / "weights.pth"
+    path.write_bytes(content)
+    reference.load(reference.Weights(str(path), path, "0" * 64, SLIM, "unit"))
+
+
+def pickled(folder: Path) -> Sequence[bytes]:
+    """A checkpoint's archive, and what torch wrote before there were any (to its version 1.6)."""
+    import torch
+
+    module = reference.build(SLIM)
+    tensors = {key: torch.zeros(value.shape) for key, value in module.state_dict().items()}
+    few = dict(list(tensors.items())[:2])
+    found = []
+    for content, archive in ((tensors, True), (tensors, False), (few, True), (few, False)):
+        file = io.BytesIO()
+        torch.save(content, file, _use_new_zipfile_serialization=archive)
+        found.append(file.getvalue())
+    return found
 
 
 def read_graph(content: bytes, folder: Path) -> None:
@@ -286,6 +309,7 @@ ENTRIES: dict[str, Entry] = {
     "settings": Entry(read_settings, lambda _: [SETTINGS], mutations.in_toml),
     "preprocess": Entry(read_recipe, recipe, mutations.in_toml),
     "weights": Entry(read_weights, weights, mutations.in_safetensors),
+    "pickled-weights": Entry(read_pickled, pickled, mutations.in_zip),
     "model": Entry(read_graph, lambda _: [graph()], mutations.in_onnx),
     "result": Entry(read_result, run_results, mutations.in_json),
     "baseline": Entry(read_baseline, baselines, mutations.in_json),

@@ -23,11 +23,12 @@ from vggdeploy.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NEEDS = {"weights": "torch", "model": "onnx", "calibration": "onnx", "trt-cache": "onnx",
-         "manifest": "onnx", "forged-manifest": "onnx", "inspect": "onnx", "packed": "onnx",
-         "layers": "onnx", "tuned": "onnx", "network": "torch", "signatures": "cryptography",
-         "keys": "cryptography", "report": "jinja2"}  # fmt: skip
-EXAMPLES = {"report": 60, "weights": 100, "network": 60, "packed": 120, "signatures": 60}
+NEEDS = {"weights": "torch", "pickled-weights": "torch", "model": "onnx", "calibration": "onnx",
+         "trt-cache": "onnx", "manifest": "onnx", "forged-manifest": "onnx", "inspect": "onnx",
+         "packed": "onnx", "layers": "onnx", "tuned": "onnx", "network": "torch",
+         "signatures": "cryptography", "keys": "cryptography", "report": "jinja2"}  # fmt: skip
+EXAMPLES = {"report": 60, "weights": 100, "pickled-weights": 60, "network": 60, "packed": 120,
+            "signatures": 60}  # fmt: skip
 """Where one takes long."""
 
 

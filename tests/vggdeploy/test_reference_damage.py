@@ -74,7 +74,8 @@ def test_code_in_a_pickle_does_not_run(tmp_path, form):
 
 
 @pytest.mark.parametrize(
-    "content", [[torch.zeros(1)], {"state_dict": {"a": torch.zeros(1)}}, {"epoch": 3}, 7]
+    "content",
+    [[torch.zeros(1)], {"state_dict": {"a": torch.zeros(1)}}, {"epoch": 3}, {3: torch.zeros(1)}, 7],
 )
 def test_a_file_of_something_else_is_no_state_dict(tmp_path, content):
     with pytest.raises(WeightsError, match=r"w\.pth is not a state dict"):
@@ -138,3 +139,42 @@ def test_the_prefix_of_data_parallel_is_pointed_at(tmp_path):
     file = saved(tmp_path / "w.pth", {f"module.{k}": v for k, v in state().items()})
     with pytest.raises(WeightsError, match=r"strip the prefix 'module\.'"):
         reference.load(weights(file))
+
+
+@pytest.mark.filterwarnings("ignore")  # of tensors of these kinds, as torch makes and reads them
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before-1.6"])
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (lambda v: v.to_sparse(), "is no dense tensor: got sparse_coo"),
+        (lambda v: v.flatten(1).to_sparse_csr(), "is no dense tensor: got sparse_csr"),
+        (lambda v: v.to("meta"), "is no dense tensor: got one on the device meta"),
+        (
+            lambda v: torch.nested.nested_tensor([v[0], v[0]]),
+            "is no dense tensor: got nested|cannot be",
+        ),
+        (
+            lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8),
+            "floating-point numbers: got qint8",
+        ),
+        (lambda v: v.to(torch.complex64), "floating-point numbers: got complex64"),
+        # More than there is memory for, had anybody looked at it.
+        (lambda v: torch.ones(1).expand(1 << 20, 1 << 22), r"of shape \[1048576, 4194304\]"),
+    ],
+)
+def test_tensors_of_other_kinds_are_refused(tmp_path, zipped, odd, words):
+    key = "features.0.weight"
+    content = {**state(), key: odd(state()[key])}
+    file = saved(tmp_path / "w.pth", content, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match=rf"w\.pth.*({words})"):
+        reference.load(weights(file))
+
+
+def test_eight_bits_are_no_float_weights(tmp_path):
+    """Of safetensors too, which know two such formats."""
+    from safetensors.torch import save_file
+
+    content = {**state(), "features.0.bias": state()["features.0.bias"].to(torch.float8_e4m3fn)}
+    save_file(content, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"features\.0\.bias holds no .* got float8_e4m3fn"):
+        reference.load(weights(tmp_path / "w.safetensors"))
