@@ -14,12 +14,12 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import machine, results
+from vggdeploy import forms, machine, results
 from vggdeploy.benchmarks import bootstrap
 from vggdeploy.errors import ResultError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from vggdeploy.benchmarks.bootstrap import Ratio
 
@@ -96,7 +96,7 @@ def require_comparable(a: Result, b: Result, *, across_machines: bool = False) -
         ("device", _DEVICE),
     )
     for name, path in same:
-        ours, theirs = (_at(result, path) for result in (a, b))
+        ours, theirs = (forms.at(result, path) for result in (a, b))
         if ours == theirs:
             continue
         if path is _DEVICE and across_machines:
@@ -113,19 +113,12 @@ def require_comparable(a: Result, b: Result, *, across_machines: bool = False) -
 def rates_apart(a: Result, b: Result) -> tuple[float, float] | None:
     """The rates of arrivals of two comparable measurements, where they were found and are not one;
     None else. Then latencies are of two loads."""
-    rates = [float(_at(result, _RATE)) for result in (a, b) if _found(result)]
+    rates = [float(forms.at(result, _RATE)) for result in (a, b) if _found(result)]
     return (rates[0], rates[1]) if len(set(rates)) > 1 else None
 
 
 def _found(result: Result) -> bool:
-    return bool(_at(result, _FOUND))
-
-
-def _at(result: Result, path: Sequence[str]) -> Any:
-    found: Any = result
-    for key in path:
-        found = found.get(key) if hasattr(found, "get") else None
-    return found
+    return bool(forms.at(result, _FOUND))
 
 
 def _said(value: Any) -> str:
@@ -187,7 +180,7 @@ def judge(a: Result, b: Result, *, paired: bool = False, seed: int = 0) -> Compa
     no interval: it shows no difference.
     """
     if _found(a):
-        rates = bootstrap.Ratio(_at(a, _RATE) / _at(b, _RATE), None)
+        rates = bootstrap.Ratio(forms.at(a, _RATE) / forms.at(b, _RATE), None)
         return Comparison("rate", rates, False, NO_DIFFERENCE)
     if a["scenario"] == "throughput":
         found = _rates(a, b, seed)

@@ -247,6 +247,8 @@ _BUDGET = {
             "kind": (ABSENT, str),
             "output": [forms.positive],
             "params": forms.count,
+            "weights": (ABSENT, forms.count),
+            "inputs": (ABSENT, forms.positive),
             "macs": forms.count,
             "weight_bytes": (ABSENT, forms.count),
             "activation_bytes": (ABSENT, forms.count),

@@ -150,12 +150,15 @@ def _require_stored(path: Path) -> None:
     """Make sure that a zip archive of torch's inflates to nothing: it stores tensors as they are.
 
     Raises:
-        ValueError: when there is more in it than it has bytes, or too many parts.
+        ValueError, zipfile.BadZipFile: when there is more in it than it has bytes, or too many
+            parts.
     """
-    with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
+    with path.open("rb") as file:
+        limits.require_entries(file, 2 * limits.TENSORS)
+        with zipfile.ZipFile(file) as archive:
+            parts = archive.infolist()
     held, size = sum(part.file_size for part in parts), path.stat().st_size
-    if held > size or len(parts) > 2 * limits.TENSORS:
+    if held > size:
         raise ValueError(f"{len(parts):,} parts of {held:,} bytes in a file of {size:,}")
 
 

@@ -58,15 +58,14 @@ def _policies(context: typer.Context) -> Policies:
     from vggdeploy import policy
 
     given = {name: context.params[name] for name in policy.BOUNDS}
-    flagged = policy.ratios(context.params[policy.MAX_RATIO] or ())
-    in_settings, targets = context.obj or ({}, {})
-    given[policy.MAX_RATIO] = {**in_settings, **flagged}
+    given[policy.MAX_RATIO], targets = context.obj or ({}, {})
     first = {
         name
         for name in policy.BOUNDS
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
-    found = policy.Policies(given, first | ({policy.MAX_RATIO} if flagged else set()), targets)
+    flagged = policy.ratios(context.params[policy.MAX_RATIO] or ())
+    found = policy.Policies(given, first, targets, flagged)
     found.of("")  # what is wrong is said before any work
     return found
 

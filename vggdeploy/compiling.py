@@ -19,7 +19,7 @@ from vggdeploy import bundle, targets, trt_flags
 from vggdeploy.contracts import CompileOptions, Silent, TrtOptions
 from vggdeploy.errors import BundleError, ConfigError, MissingError
 from vggdeploy.inputs import BuildOptions
-from vggdeploy.manifest import LAYERS, TRT_CACHE, WRITTEN
+from vggdeploy.manifest import LAYERS, TRT_CACHE, WRITTEN, examine
 from vggdeploy.targets import trt_layers
 
 if TYPE_CHECKING:
@@ -148,25 +148,31 @@ def compile_bundle(
 
     gives_way()
     _require_available(target)
-    graph, budget = opened.graph, opened.budget()
+    opened.budget()  # that it can be read is known before anything else is done
     chosen = options_of(opened.manifest, changes or {})
-    if chosen.dla_core is not None and TRT_CACHE in opened.manifest["files"]:
-        chosen = replace(chosen, calibration_cache=opened.path / TRT_CACHE)
-    options = CompileOptions(tensorrt=chosen)
-    target.prepare(options)
+    target.prepare(CompileOptions(tensorrt=chosen))
     start = time.perf_counter()
 
     def fill(work: Path) -> dict[str, Any]:
-        for name in opened.manifest["files"]:
-            if name not in opened.manifest["engine"]:
-                shutil.copyfile(opened.path / name, work / name)
+        copied = set(opened.manifest["files"]) - set(opened.manifest["engine"])
+        for name in copied:
+            shutil.copyfile(opened.path / name, work / name)
+        # The copies get a manifest of their own, and may be others than those that were checked.
+        for each in examine(work, opened.manifest):
+            if each.name in copied:
+                each.require(f"bundle {path}")
+        here = bundle.Bundle(work, opened.manifest)
+        by_cache = chosen.dla_core is not None and TRT_CACHE in copied
+        options = CompileOptions(
+            tensorrt=replace(chosen, calibration_cache=work / TRT_CACHE if by_cache else None)
+        )
         # A target may leave more than the engine where it compiles.
         with tempfile.TemporaryDirectory(dir=work) as scratch, reporter.step("compiling"):
-            files = target.compile(work / graph.name, options, Path(scratch))
+            files = target.compile(here.graph, options, Path(scratch))
             facts = target.facts(Path(scratch))
             for file in files:
                 file.replace(work / file.name)
-        _write_layers(work / LAYERS, budget, facts.pop("layers", None))
+        _write_layers(work / LAYERS, here.budget(), facts.pop("layers", None))
         return {
             "engine": [file.name for file in files],
             RECIPE: recipe(chosen),

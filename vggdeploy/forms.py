@@ -14,7 +14,10 @@ A form is one of
 from __future__ import annotations
 
 import reprlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ABSENT = object()
 
@@ -30,6 +33,13 @@ def count(value: object) -> bool:
 def positive(value: object) -> bool:
     """A whole number above 0."""
     return type(value) is int and 0 < value < _MOST
+
+
+def at(value: Any, path: Sequence[str]) -> Any:
+    """What is there under these keys, one inside the other; None where one of them is not."""
+    for key in path:
+        value = value.get(key) if hasattr(value, "get") else None
+    return value
 
 
 def misfit(value: object, form: Any) -> str | None:

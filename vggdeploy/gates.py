@@ -12,7 +12,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from vggdeploy import evidence
+from vggdeploy import evidence, forms
 from vggdeploy.benchmarks import comparison
 from vggdeploy.errors import ResultError
 from vggdeploy.machine import require_same
@@ -67,7 +67,7 @@ class Verdicts:
         target: of the bundle, and so of the policy.
         judged: ``data`` or ``probes``; None where nothing was verified.
         images: how many were judged.
-        cautions: what the machines of the results do not have in common, where that was allowed.
+        cautions: what the results, and the baseline's, do not have in common, where that was allowed.
         execution: ``native``, or ``emulated`` where accuracy was judged without the device.
         unstable: why the speed figures are not to be trusted; empty when they are.
     """
@@ -125,6 +125,10 @@ def judge(
     if bench and verify and _look(verify, "execution", str) == "native":
         # What decides speed alone may have been set between the two.
         cautions = require_same(verify, bench, across_machines=across_machines, speed=False)
+    if verify and then and "verify" in then and _of(policy, "verify"):
+        ways = [_look(each, "execution", str) for each in (then["verify"], verify)]
+        if len(set(ways)) > 1:
+            cautions += (f"the baseline was {ways[0]}, and this is {ways[1]}",)
     if bench:
         cautions += comparable(bench, policy, then, across_machines=across_machines)
     criteria = []
@@ -167,7 +171,7 @@ def comparable(
         ResultError: when they are of different scenarios, batches, networks, devices, loads or
             machines.
     """
-    if not then or "bench" not in then or not _of_bench(policy):
+    if not then or "bench" not in then or not _of(policy, "bench"):
         return ()
     cautions = comparison.require_comparable(then["bench"], bench, across_machines=across_machines)
     return cautions + require_same(then["bench"], bench, across_machines=across_machines)
@@ -209,8 +213,9 @@ def target_of(results: Sequence[Result]) -> str:
     return ""
 
 
-def _of_bench(policy: Policy) -> bool:
-    return any(METRICS[name].kind == "bench" for name in policy.max_ratio)
+def _of(policy: Policy, kind: str) -> bool:
+    """Whether a policy takes ratios of what a kind of result has."""
+    return any(METRICS[name].kind == kind for name in policy.max_ratio)
 
 
 def _parts(results: Sequence[Result]) -> list[Result]:
@@ -249,6 +254,8 @@ def _relative(
     made = replace(made, then=other)
     if other is None or before is None:
         return made.unknown(f"the baseline has no such figure: {why}")
+    if metric.kind == "verify" and (apart := _apart(result, other)):
+        return made.unknown(apart)
     with _readable(metric):
         rates = comparison.rates_apart(result, other)
         ratio = evidence.beside(
@@ -262,6 +269,20 @@ def _relative(
     if not math.isfinite(ratio.value):
         return made.unknown("the figure, or the baseline's, is not above zero: there is no ratio")
     return made.judged(ratio, met=lambda x: x <= bound)
+
+
+def _apart(result: Result, other: Result) -> str:
+    """Why a verification cannot be held against the baseline's; empty where it can, as far as both
+    say of what they are."""
+    for what, path in (
+        ("is of another network", ("model", "name")),
+        ("judged other images", ("judged",)),
+        ("judged other images", ("images_sha256",)),
+    ):
+        ours, theirs = (forms.at(each, path) for each in (result, other))
+        if None not in (ours, theirs) and ours != theirs:
+            return f"the baseline {what}: make one of what is judged here"
+    return ""
 
 
 def _evidence(metric: Metric, result: Result, value: float) -> Evidence:

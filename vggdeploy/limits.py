@@ -137,27 +137,51 @@ def open_zip(file: BinaryIO, most: int) -> zipfile.ZipFile:
 
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _END.size - _ZIP64_BYTES))
-    tail = file.read()
-    if len(tail) < _END.size or not tail[-_END.size :].startswith(_END_MAGIC):
-        raise zipfile.BadZipFile("no zip archive, or one that was cut short or added to")
-    _, disk, first, here, count, length, start, comment = _END.unpack(tail[-_END.size :])
-    if tail[-_END.size - _ZIP64_BYTES :].startswith(_ZIP64_MAGIC):
+    if file.read().startswith(_ZIP64_MAGIC):
         raise zipfile.BadZipFile("a zip64 archive")
+    disk, first, here, count, length, start, comment = _end(file, most)
     if disk or first or here != count or comment or start + length + _END.size != size:
         raise zipfile.BadZipFile("more than one plain zip archive")
-    if count > most or length > most * _ENTRY_BYTES:
-        raise OverLimitError(f"{count:,} entries of {length:,} bytes, more than {most}")
     archive = zipfile.ZipFile(file)
     if len(archive.infolist()) != count:
         raise zipfile.BadZipFile("another number of entries than it says")
     end = 0
     for entry in archive.infolist():
+        if entry.filename != entry.orig_filename:
+            raise zipfile.BadZipFile(f"{entry.orig_filename!r} has another name too")
         if entry.header_offset != end:
             raise zipfile.BadZipFile(f"bytes before {entry.filename!r}, or of two entries")
         end = _end_of(file, entry)
     if end != start:
         raise zipfile.BadZipFile("bytes before the directory, or an entry that runs into it")
     return archive
+
+
+def require_entries(file: BinaryIO, most: int) -> None:
+    """Make sure that the directory of a zip archive, of any layout but with nothing behind it, is
+    one of at most `most` entries, before `zipfile` reads it.
+
+    Raises:
+        OverLimitError: when there are more, or larger ones than a directory needs.
+        zipfile.BadZipFile: when it does not end as an archive does.
+    """
+    _end(file, most)
+
+
+def _end(file: BinaryIO, most: int) -> tuple[int, ...]:
+    """What the last bytes of an archive say: the number of this disk and of the directory's, the
+    entries here and in all, the bytes and the place of the directory, and the bytes of a comment."""
+    import zipfile
+
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _END.size))
+    tail = file.read()
+    if len(tail) < _END.size or not tail.startswith(_END_MAGIC):
+        raise zipfile.BadZipFile("no zip archive, or one that was cut short or added to")
+    _, *said = _END.unpack(tail)
+    count, length = said[3:5]
+    if count > most or length > most * _ENTRY_BYTES:
+        raise OverLimitError(f"{count:,} entries of {length:,} bytes, more than {most:,}")
+    return tuple(said)
 
 
 def _end_of(file: BinaryIO, entry: zipfile.ZipInfo) -> int:

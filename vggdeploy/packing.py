@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from vggdeploy import atomic, bundle, limits, signing
 from vggdeploy.contracts import Silent
 from vggdeploy.errors import BundleError
-from vggdeploy.manifest import MANIFEST, SIGNATURES, files, listed, parse_manifest
+from vggdeploy.manifest import MANIFEST, SIGNATURES, files, listed, parse_manifest, spelling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,9 +80,9 @@ class Packed:
         Raises:
             BundleError: when it cannot be read.
         """
-        count = _pieces(self.archive.getinfo(name).file_size)
         with _damage(self.path), self.archive.open(name) as entry:
             pieces = iter(lambda: entry.read(_CHUNK), b"")
+            count = _pieces(self.archive.getinfo(name).file_size)
             yield from reporter.track(pieces, count, f"{label} {name}")
 
     def copy(
@@ -123,8 +123,8 @@ def pack(path: Path, out: Path, *, reporter: Reporter | None = None) -> dict[str
         ``packed_bytes``.
 
     Raises:
-        BundleError: when it is damaged, its signatures are none, or it shrinks by more than a packed
-            bundle may grow.
+        BundleError: when it is damaged, changes meanwhile, its signatures are none, or it shrinks
+            by more than a packed bundle may grow.
     """
     reporter = reporter or Silent()
     if Path(os.path.realpath(path)) in Path(os.path.realpath(out)).parents:
@@ -135,22 +135,25 @@ def pack(path: Path, out: Path, *, reporter: Reporter | None = None) -> dict[str
             fix="choose another place with --out",
         )
     opened, where = bundle.open_bundle(path), f"bundle {path}"
-    content = bundle.signatures(path)
-    signing.parse(content, where)
-    signed = [] if content is None else [SIGNATURES]
-    names = [MANIFEST, *signed, *sorted(files(opened.manifest))]
-    total = sum((path / name).stat().st_size for name in names)
+    heads = {MANIFEST: spelling(opened.manifest).encode()}
+    if (signed := bundle.signatures(path)) is not None:
+        heads[SIGNATURES] = signed
+    signing.parse(signed, where)
+    inside = sorted(listed(opened.manifest), key=lambda each: each.name)
     with atomic.file(out) as stream:
         with zipfile.ZipFile(stream, "w", allowZip64=False) as archive:
-            for name in names:
-                with (
-                    (path / name).open("rb") as source,
-                    archive.open(_entry(path / name), "w") as to,
-                ):
+            for name, content in heads.items():
+                archive.writestr(_entry(name, len(content), content), content)
+            for each in inside:
+                file, digest = path / each.name, hashlib.sha256()
+                entry = _entry(each.name, each.size, _sample(file, each.size))
+                with file.open("rb") as source, archive.open(entry, "w") as to:
                     pieces = iter(lambda: source.read(_CHUNK), b"")
-                    count = _pieces((path / name).stat().st_size)
-                    for piece in reporter.track(pieces, count, f"packing {name}"):
+                    for piece in reporter.track(pieces, _pieces(each.size), f"packing {each.name}"):
                         to.write(piece)
+                        digest.update(piece)
+                # Another command may have changed it since it was opened.
+                each.compared(entry.file_size, digest.hexdigest()).require(where)
         _require_dense(where, archive.infolist(), "copy its folder")
     return {
         "kind": "pack",
@@ -158,8 +161,8 @@ def pack(path: Path, out: Path, *, reporter: Reporter | None = None) -> dict[str
         "bundle": str(path),
         "target": opened.target,
         "digest": opened.manifest["digest"],
-        "files": names,
-        "bytes": total,
+        "files": [*heads, *(each.name for each in inside)],
+        "bytes": sum(map(len, heads.values())) + sum(each.size for each in inside),
         "packed_bytes": out.stat().st_size,
     }
 
@@ -336,25 +339,25 @@ def _damage(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _entry(path: Path) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(path.name, _TIME)
+def _entry(name: str, size: int, sample: bytes) -> zipfile.ZipInfo:
+    """An entry of an archive, deflated where a sample of it says that this is worth the time."""
+    entry = zipfile.ZipInfo(name, _TIME)
     entry.create_system, entry.external_attr = _UNIX, _MODE << 16
-    entry.compress_type = zipfile.ZIP_DEFLATED if _shrinks(path) else zipfile.ZIP_STORED
-    entry.file_size = path.stat().st_size
+    dense = len(zlib.compress(sample)) < _WORTH * len(sample)
+    entry.compress_type = zipfile.ZIP_DEFLATED if dense else zipfile.ZIP_STORED
+    entry.file_size = size
     return entry
 
 
-def _shrinks(path: Path) -> bool:
-    size = path.stat().st_size
+def _sample(path: Path, size: int) -> bytes:
     with path.open("rb") as file:
         if size <= _SAMPLES * _SAMPLE_BYTES:
-            sample = file.read()
-        else:
-            sample = b""
-            for index in range(_SAMPLES):
-                file.seek(index * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-                sample += file.read(_SAMPLE_BYTES)
-    return len(zlib.compress(sample)) < _WORTH * len(sample)
+            return file.read(size)
+        sample = b""
+        for index in range(_SAMPLES):
+            file.seek(index * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            sample += file.read(_SAMPLE_BYTES)
+        return sample
 
 
 def _pieces(size: int) -> int:

@@ -224,16 +224,20 @@ def mcnemar(gained: int, lost: int) -> float:
         lost: images that only the reference gets right.
     """
     n = gained + lost
-    tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
+    ways = tail = 1  # to choose none of n, and then one more from one to the next
+    for k in range(min(gained, lost)):
+        ways = ways * (n - k) // (k + 1)
+        tail += ways
     return min(1.0, float(2 * tail / 2**n))
 
 
 def _cosine(ref: NDArray[np.float64], out: NDArray[np.float64]) -> NDArray[np.float64]:
     lengths = np.linalg.norm(ref, axis=1) * np.linalg.norm(out, axis=1)
-    alike = (ref == out).all(1).astype(np.float64)
-    product: NDArray[np.float64] = (ref * out).sum(1)
-    cosine: NDArray[np.float64] = np.divide(product, lengths, out=alike, where=lengths > 0)
-    return cosine
+    product = (ref * out).sum(1)
+    cosine = np.divide(product, lengths, out=np.zeros(len(ref)), where=lengths > 0)
+    # Rounding must not put it beyond its ends, nor what is the same below them.
+    exact: NDArray[np.float64] = np.where((ref == out).all(1), 1.0, cosine.clip(-1, 1))
+    return exact
 
 
 def _log_softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:

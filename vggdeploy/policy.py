@@ -136,19 +136,20 @@ class Policies:
         given: bounds of every target, by their keys, and ``max_ratio``; None is no bound.
         first: the keys that a target's own table does not change: they were given as flags.
         targets: by target, the keys of its own table.
+        ratios: of ``max_ratio``, those that were given as flags.
     """
 
     given: Mapping[str, Any]
     first: Collection[str] = frozenset()
     targets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    ratios: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, target: str) -> Policy:
         """The policy of a target; `DEFAULT` where nothing is bounded."""
         own = self.targets.get(target, {})
         bounds = {**self.given, **{k: v for k, v in own.items() if k not in self.first}}
-        if MAX_RATIO not in self.first:
-            bounds[MAX_RATIO] = {**(self.given.get(MAX_RATIO) or {}), **own.get(MAX_RATIO, {})}
-        return make(bounds)
+        general, of_target = (said.get(MAX_RATIO) or {} for said in (self.given, own))
+        return make({**bounds, MAX_RATIO: {**general, **of_target, **self.ratios}})
 
 
 def make(bounds: Mapping[str, Any], where: str = "the policy") -> Policy:

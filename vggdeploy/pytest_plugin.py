@@ -204,7 +204,9 @@ def _policy(markers: list[pytest.Mark]) -> Policy:
                 expected="such as min_agreement=0.99",
                 fix="name them",
             )
-        bounds.update(marker.kwargs)
+        policy.make(marker.kwargs, MARKER)
+        ratios = {**bounds.get(policy.MAX_RATIO, {}), **marker.kwargs.get(policy.MAX_RATIO, {})}
+        bounds.update({**marker.kwargs, policy.MAX_RATIO: ratios})
     found = policy.make(bounds, MARKER)
     for metric in policy.METRICS.values():
         bounded = found.bound(metric) is not None or metric.name in found.max_ratio

@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from vggdeploy import limits
 from vggdeploy.errors import ConfigError
 
 Kind = Literal["conv", "batchnorm", "relu", "maxpool", "avgpool", "dropout", "linear"]
@@ -33,6 +34,9 @@ ARCHITECTURES: tuple[str, ...] = tuple(name for base in _VGG for name in (base, 
 
 HIDDEN = 4096
 """Width of the two hidden fully connected layers."""
+
+MOST_CLASSES = limits.ELEMENTS // HIDDEN
+"""More would not be weights of one tensor."""
 
 SLIMMEST = 64
 """The first layer has 64 channels: divided by more, nothing is left."""
@@ -181,9 +185,12 @@ def vgg(
 
 
 def _check_size(num_classes: int, input_size: tuple[int, int], smallest: int) -> None:
-    if num_classes < 1:
+    if not 1 <= num_classes <= MOST_CLASSES:
         raise ConfigError(
-            "too few classes", got=num_classes, expected="1 or more", fix="mend --num-classes"
+            "the network cannot have so many classes",
+            got=num_classes,
+            expected=f"1 to {MOST_CLASSES:,}",
+            fix="mend --num-classes",
         )
     if min(input_size) < smallest:
         raise ConfigError(

@@ -6,6 +6,7 @@ built from; without one, or where that is gone, the bundle's own probes are judg
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -52,7 +53,8 @@ def verify(
     Returns:
         ``parity``, ``accuracy`` (None without labels), ``execution`` (``native`` or ``emulated``),
         ``compiled`` (whether the bundle has an engine), what was ``judged`` (``data``
-        or ``probes``) and a ``note`` where that is not what was asked for.
+        or ``probes``), the ``images_sha256`` of it, and a ``note`` where that is not what was asked
+        for.
 
     Raises:
         VggdeployError: one of its kinds.
@@ -74,6 +76,7 @@ def verify(
     classes: dict[str, int] = {}
     label_cautions: list[str] = []
     expected, labels, count = probes.reference, probes.labels, len(probes.images)
+    images_sha256 = hashlib.sha256(probes.images).hexdigest()
     if data is not None:
         store = Cache()
         folder = (
@@ -99,6 +102,7 @@ def verify(
         else:
             judged = "data"
             images, labels, count = folder.pixels(opened.preprocess), folder.labels(), len(folder)
+            images_sha256 = folder.digest()
             classes, label_cautions = dict(folder.classes), _label_cautions(folder)
     least = how.least(opened)
     run_options = RunOptions(device=device, batch=least, goal="throughput")
@@ -137,7 +141,9 @@ def verify(
         "target": opened.target,
         "digest": opened.manifest["digest"],
         "engine_bytes": opened.engine_bytes,
+        "model": opened.manifest["model"],
         "judged": judged,
+        "images_sha256": images_sha256,
         "note": note,
         "execution": how.kind,
         "compiled": opened.compiled,

@@ -84,7 +84,7 @@ def kills(trial: Trial, count: int) -> tuple[str, bool]:
     seconds = time.monotonic() - start
     digest = first["made"]["digest"]
     killed = built = corrupt = failed = littered = 0
-    # Stopped early, it says how far it came.
+    # Stopped early, it says how far it came, which is not far enough.
     with contextlib.suppress(KeyboardInterrupt), Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("kills", total=count)
         while killed < count:
@@ -107,7 +107,7 @@ def kills(trial: Trial, count: int) -> tuple[str, bool]:
         f"{killed} kills over {built} builds of {seconds:.2f} s: {corrupt} corrupt bundles, "
         f"{failed} failed builds, {littered} left litter"
     )
-    return said, not (corrupt or failed or littered)
+    return said, killed >= count and not (corrupt or failed or littered)
 
 
 def flips(trial: Trial, count: int) -> tuple[str, bool]:
@@ -138,8 +138,9 @@ def flips(trial: Trial, count: int) -> tuple[str, bool]:
     bundle.open_bundle(path)
     parsed = [name for name in ("openvino", "torch") if name in sys.modules]
     said = (
-        f"{count} flips over {len(files)} files: {count - len(passed)} found before any engine was "
-        f"parsed{'; passed: ' + '; '.join(passed[:5]) if passed else ''}"
+        f"{count} flips over {len(files)} files: {count - len(passed)} found "
+        f"{'with ' + ', '.join(parsed) + ' at hand' if parsed else 'before any engine was parsed'}"
+        f"{'; passed: ' + '; '.join(passed[:5]) if passed else ''}"
     )
     return said, not passed and not parsed
 

@@ -400,6 +400,8 @@ def test_a_file_of_another_size_is_not_hashed(path, monkeypatch):
         ({"layers": [{**BUDGET["layers"][0], "macs": "9"}]}, r"layers\[0\]\.macs '9'"),
         ({"layers": [{**BUDGET["layers"][0], "macs": 10**400}]}, r"layers\[0\]\.macs 1000"),
         ({"layers": [{**BUDGET["layers"][0], "output": 3}]}, r"layers\[0\]\.output 3"),
+        ({"layers": [{**BUDGET["layers"][0], "weights": {}}]}, r"layers\[0\]\.weights \{\}"),
+        ({"layers": [{**BUDGET["layers"][0], "inputs": 0}]}, r"layers\[0\]\.inputs 0"),
         ({"batch": 0}, "batch 0"),
         ({"nodes": []}, r"nodes \[\]"),
         ({"engine_layers": [{"name": "x"}]}, r"engine_layers\[0\]\.budget left out"),

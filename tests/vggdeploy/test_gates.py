@@ -303,6 +303,35 @@ def test_beside_a_baseline_that_judged_the_probes_nothing_is_told():
         assert found.criteria[0].note == "the baseline: the probes were judged, not photos"
 
 
+@pytest.mark.parametrize(
+    ("differs", "said"),
+    [
+        ({"images_sha256": "e" * 64}, "judged other images"),
+        ({"judged": "probes"}, "judged other images"),
+        ({"model": {"name": "vgg19"}}, "is of another network"),
+    ],
+)
+def test_a_verification_is_held_against_one_of_the_same(differs, said):
+    now = changed(VERIFY, images_sha256="d" * 64, model={"name": "vgg16"})
+    bounds = Policy(min_sqnr=20, max_ratio={"sqnr": 1.1, "agreement": 1.1})
+    assert gates.judge([now], bounds, baseline=[now]).verdict == "pass"
+    found = gates.judge([now], bounds, baseline=[changed(now, **differs)])
+    assert [(c.verdict, c.note) for c in found.criteria if "max_ratio" in c.name] == [
+        ("inconclusive", f"the baseline {said}: make one of what is judged here")
+    ] * 2
+    assert next(c for c in found.criteria if c.name == "min_sqnr").verdict == "pass"
+    # What an older baseline does not say is not held against it.
+    assert gates.judge([now], bounds, baseline=[VERIFY]).verdict == "pass"
+
+
+def test_an_emulated_baseline_is_a_caution():
+    then = changed(VERIFY, execution="emulated")
+    found = gates.judge([VERIFY], Policy(max_ratio={"sqnr": 1.1}), baseline=[then])
+    assert found.verdict == "pass"
+    assert found.cautions == ("the baseline was emulated, and this is native",)
+    assert gates.judge([VERIFY], Policy(min_sqnr=20), baseline=[then]).cautions == ()
+
+
 def test_a_ratio_without_a_baseline_is_inconclusive():
     for baseline in (None, [VERIFY]):
         found = gates.judge([BENCH], Policy(max_ratio={"p50": 1.1}), baseline=baseline)

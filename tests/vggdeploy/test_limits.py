@@ -276,6 +276,29 @@ def test_a_checkpoint_that_inflates_is_refused(tmp_path, monkeypatch):
         checkpoints.read(path)
 
 
+def test_a_checkpoint_of_more_parts_than_a_network_has_is_not_opened(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    path = tmp_path / "w.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(9):
+            archive.writestr(str(number), b"")
+    monkeypatch.setattr(limits, "TENSORS", 4)
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("its directory was read"))
+    with pytest.raises(WeightsError, match=r"9 entries of 423 bytes, more than 8"):
+        checkpoints.read(path)
+
+
+def test_an_entry_of_two_names_is_refused(tmp_path):
+    """What is checked by the one may be read by the other: zipfile ends a name at a null byte, and
+    since Python 3.12 takes another one from the field 0x7075."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("one_two", b"")
+    path.write_bytes(path.read_bytes().replace(b"one_two", b"one\0two"))
+    with path.open("rb") as file, pytest.raises(zipfile.BadZipFile, match="has another name too"):
+        limits.open_zip(file, 4)
+
+
 def test_every_limit_has_its_reason():
     """A number without one is a number that nobody can change."""
     text = Path(limits.__file__).read_text()

@@ -148,6 +148,16 @@ def test_mcnemar_by_hand(gained, lost, p):
     assert parity.mcnemar(gained, lost) == parity.mcnemar(lost, gained) == p
 
 
+def test_the_cosine_of_what_is_alike_is_one():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        scores = rng.normal(size=(32, 10)).astype(np.float32)
+        found = parity.parity(scores, scores)
+        assert (found.cosine_min, found.cosine_mean) == (1, 1)
+        assert parity.parity(scores, 3 * scores).cosine_min <= 1
+        assert parity.parity(scores, -3 * scores).cosine_min >= -1
+
+
 def test_mcnemar_of_many_images():
     # For 1,000 against 1,100 the normal approximation with continuity correction gives 0.0307.
     assert parity.mcnemar(1000, 1100) == pytest.approx(0.0307, abs=2e-4)

@@ -41,6 +41,16 @@ def test_a_flag_comes_before_a_targets_table_and_that_before_the_rest():
     assert Policies({}).of("ov-int8") == policy.DEFAULT
 
 
+def test_a_ratio_by_flag_leaves_the_others_of_a_target():
+    found = Policies(
+        {"max_ratio": {"p99": 1.1}},
+        targets={"trt-int8": {"max_ratio": {"p50": 1.02, "sqnr": 1.3}}},
+        ratios={"sqnr": 1.1},
+    )
+    assert found.of("trt-int8").max_ratio == {"p99": 1.1, "p50": 1.02, "sqnr": 1.1}
+    assert found.of("ov-int8").max_ratio == {"p99": 1.1, "sqnr": 1.1}
+
+
 @pytest.mark.parametrize(
     ("gate", "message"),
     [

@@ -476,6 +476,24 @@ def test_what_came_while_it_compiled_is_left_alone(
     assert not bundle.open_bundle(out).compiled
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "layers.json", "probes.npz"])
+def test_what_was_changed_after_it_was_checked_is_not_compiled(
+    copied: Path, backend: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """Its manifest would vouch for it, and the device would sign that."""
+
+    def change(self: Any, options: Any) -> dict[str, Any]:
+        content = (copied / name).read_bytes()
+        (copied / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        return {}
+
+    monkeypatch.setattr(TensorRT, "prepare", change)
+    with pytest.raises(BundleError, match=rf"bundle .*{name}"):
+        compiling.compile_bundle(copied, out=tmp_path / "orin")
+    assert backend == []
+    assert not (tmp_path / "orin").exists()
+
+
 def test_what_is_signed_is_compiled_and_the_engine_is_signed_by_its_device(
     copied: Path, backend: list[Any], tmp_path: Path, capsys: Capture
 ) -> None:
@@ -532,6 +550,11 @@ def test_the_calibration_cache_is_for_dla_alone(
 ) -> None:
     compiling.compile_bundle(dla)
     compiling.compile_bundle(copied)
-    (_, for_dla), (_, for_gpu) = backend
-    assert (for_dla.dla_core, for_dla.calibration_cache) == (0, dla / "calibration.cache")
+    (graph, for_dla), (_, for_gpu) = backend
+    # A copy of its own, as the graph is.
+    assert (for_dla.dla_core, for_dla.calibration_cache) == (
+        0,
+        graph.with_name("calibration.cache"),
+    )
+    assert graph.parent != dla
     assert (for_gpu.dla_core, for_gpu.calibration_cache) == (None, None)

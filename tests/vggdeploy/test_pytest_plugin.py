@@ -294,6 +294,29 @@ def test_a_ratio_is_taken_to_a_baseline(project, tiny_bundle, tmp_path):
     assert "max_ratio.sqnr" in text(done)
 
 
+def test_ratios_of_class_and_test_all_hold(project, tiny_bundle, tmp_path):
+    verified = {"schema": 1, **verification.verify(tiny_bundle)}
+    (tmp_path / "verify.json").write_text(json.dumps(verified))
+    baseline.update(tmp_path / "baseline.json", [tmp_path / "verify.json"], "the first")
+    done = project(
+        """
+        import pytest
+
+        @pytest.mark.accuracy_gate(max_ratio={"sqnr": 0.5, "agreement": 0.1})
+        class TestBoth:
+            @pytest.mark.accuracy_gate(max_ratio={"agreement": 2})
+            def test_of_class_and_method(self):
+                pass
+        """,
+        "--vggdeploy-bundle", str(tiny_bundle),
+        "--vggdeploy-baseline", str(tmp_path / "baseline.json"),
+    )  # fmt: skip
+    done.assert_outcomes(failed=1)
+    table = done.stdout.str()
+    assert re.search(r"^max_ratio.sqnr +0.5 .* fail$", table, re.MULTILINE)
+    assert re.search(r"^max_ratio.agreement +2 .* pass$", table, re.MULTILINE)
+
+
 def test_what_does_not_run_here_is_emulated(project, tiny, tmp_path):
     pipeline.build(tiny(target="trt-int8", portable=True, out=tmp_path / "orin"))
     done = project(

@@ -142,7 +142,7 @@ def test_a_source_that_is_not_there_is_an_error(tmp_path):
         reference.locate("demo", num_classes=10)
     with pytest.raises(ConfigError, match="unknown architecture: got 'vgg17'"):
         reference.locate(str(saved(tmp_path / "w.pth", {})), arch="vgg17")
-    with pytest.raises(ConfigError, match="too few classes"):
+    with pytest.raises(ConfigError, match="cannot have so many classes"):
         reference.locate(str(tmp_path / "w.pth"), num_classes=0)
 
 

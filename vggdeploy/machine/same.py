@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vggdeploy import forms
 from vggdeploy.errors import ResultError
 
 _KEYS: dict[str, tuple[str, ...]] = {
@@ -131,11 +132,11 @@ def differences(
         # Whether they are of one machine cannot be told, and then they are not.
         return (Difference("machine", *(side and side["cpu"] for side in (ours, theirs))),)
     keys = {**_KEYS, **(_SPEED_KEYS if speed else {})}
-    pairs = [(key, _at(ours, path), _at(theirs, path)) for key, path in keys.items()]
+    pairs = [(key, forms.at(ours, path), forms.at(theirs, path)) for key, path in keys.items()]
     if "tensorrt" in _libraries(a, b):  # other targets do not run on what NVML knows
         pairs += _gpu_pairs(ours, theirs, speed)
     pairs += [
-        (name, _at(ours, ("libraries", name)), _at(theirs, ("libraries", name)))
+        (name, forms.at(ours, ("libraries", name)), forms.at(theirs, ("libraries", name)))
         for name in _libraries(a, b)
     ]
     return tuple(Difference(key, x, y) for key, x, y in pairs if not _equal(key, x, y))
@@ -150,13 +151,6 @@ def _system(result: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if isinstance(found.get("system"), Mapping):
         found = found["system"]
     return found if "cpu" in found else None
-
-
-def _at(system: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    found: Any = system
-    for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
 
 
 def _gpu_pairs(
