@@ -5,14 +5,16 @@ torch and safetensors are imported where they are used.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import pickletools
 import struct
 import urllib.error
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from vggdeploy import limits, topology
 from vggdeploy.errors import MissingError, WeightsError, require_package
@@ -75,6 +77,9 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         archive = zipfile.is_zipfile(path)
         if archive:
             _require_stored(path)
+        else:
+            with path.open("rb") as file:
+                _require_short(file, _OLD_PICKLES)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except UnpicklingError as error:
         raise WeightsError(
@@ -151,15 +156,45 @@ def _require_stored(path: Path) -> None:
 
     Raises:
         ValueError, zipfile.BadZipFile: when there is more in it than it has bytes, or too many
-            parts.
+            parts, or as `_require_short`.
     """
     with path.open("rb") as file:
         limits.require_entries(file, 2 * limits.TENSORS)
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
+            for part in parts:
+                if part.filename.endswith(_PICKLE):
+                    with archive.open(part) as pickled:
+                        _require_short(pickled, 1)
     held, size = sum(part.file_size for part in parts), path.stat().st_size
     if held > size:
         raise ValueError(f"{len(parts):,} parts of {held:,} bytes in a file of {size:,}")
+
+
+_PICKLE = "/data.pkl"
+"""Of a zip archive, where the rest is numbers."""
+
+_OLD_PICKLES = 5
+"""One behind the other, before the numbers of a checkpoint that is no zip archive: torch's magic
+number, its version, the machine's sizes, the state dict and the order of the numbers."""
+
+
+def _require_short(file: IO[bytes], pickles: int) -> None:
+    """Make sure that the texts of pickles are as short as names are. What is no pickle is left for
+    torch to say.
+
+    Raises:
+        ValueError: when one is longer.
+    """
+    for _ in range(pickles):
+        operations, before, read = pickletools.genops(file), file.tell(), True
+        while read:
+            # Where it is not understood, as much was read as is spoken of.
+            with contextlib.suppress(ValueError):
+                read = next(operations, None) is not None
+            if (length := file.tell() - before) > limits.PICKLED_BYTES:
+                raise ValueError(f"{length:,} bytes where a name may be")
+            before = file.tell()
 
 
 def save(

@@ -66,6 +66,10 @@ TENSORS = 1 << 16
 RANK = 64
 """Of a tensor in a checkpoint: NumPy's own limit."""
 
+PICKLED_BYTES = 1 << 10
+"""Of a text in a pickled checkpoint: the longest key of VGG19 with BatchNorm has 36. What torch says
+of a name that it does not know takes the cube of its length in time."""
+
 ONNX_BYTES = (1 << 31) - 1
 """Of an .onnx file: protobuf's own limit. Larger weights lie beside it."""
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -178,3 +179,22 @@ def test_eight_bits_are_no_float_weights(tmp_path):
     save_file(content, tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match=r"features\.0\.bias holds no .* got float8_e4m3fn"):
         reference.load(weights(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize("form", ["zip", "before-1.6"])
+def test_a_name_without_end_is_refused_before_torch_reads_it(tmp_path, monkeypatch, form):
+    """Of a global that it does not know it speaks for a time that is the cube of its length."""
+    name = b"a" * 3000
+    code = pickle.PROTO + b"\x02" + pickle.GLOBAL + name + b"\n" + name + b"\n" + pickle.STOP
+    path = saved(tmp_path / "w.pth", {}, _use_new_zipfile_serialization=form == "zip")
+    if form == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("w/data.pkl", code)
+    else:
+        magic = path.read_bytes().split(pickle.STOP)[0] + pickle.STOP
+        path.write_bytes(magic + code)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch read it"))
+    with pytest.raises(
+        WeightsError, match=r"w\.pth cannot be read: got 6,003 bytes where a name may be"
+    ):
+        reference.load(weights(path))
