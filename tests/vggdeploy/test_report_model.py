@@ -12,7 +12,7 @@ import pytest
 import report_results as made
 
 from vggdeploy.errors import ResultError
-from vggdeploy.report import model, reading
+from vggdeploy.report import markdown, model, page, reading
 from vggdeploy.report.document import text_of
 from vggdeploy.report.plots import Axis, Bars, Ecdf, Lines, Roofline, ticks_of
 
@@ -186,6 +186,19 @@ def test_any_figure_of_a_layer_but_its_time_may_be_null(tmp_path, key):
     for layer in bench["budget"]["layers"]:
         layer[key] = None
     assert of(tmp_path, bench).sections
+
+
+@pytest.mark.parametrize("key", ["seconds", "floor_s"])
+def test_a_layer_that_took_no_time_has_no_rate(tmp_path, key):
+    bench = made.bench()
+    bench["budget"]["layers"][1][key] = 1e-320
+    name = bench["budget"]["layers"][1]["name"]
+    said = of(tmp_path, bench)
+    plot = drawings(section(said, "roofline"))[0].plot
+    assert (name in {point.name for point in plot.points}) == (key == "floor_s")
+    assert all(ticks_of(axis) for axis in (plot.x, plot.y))
+    page.render(said)
+    assert "inf" not in markdown.render(said).split()
 
 
 def test_roofline_points_are_the_layers(tmp_path):

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _MOST_BARS = 40
 _ONE_SCALE = 8.0
+_INSTANT_S = 1e-12
+"""What is shorter took no time: a rate over it would be of anything."""
+
 _KINDS = {"conv": "conv", "linear": "linear", "gemm": "linear", "convolution": "conv"}
 
 
@@ -44,14 +47,16 @@ class Layer:
     @property
     def rate(self) -> float | None:
         """MACs a second; None where it has none or took no time."""
-        if self.macs is None or not self.macs.value or not self.seconds.value:
+        if self.macs is None or not self.macs.value or self.seconds.value < _INSTANT_S:
             return None
         return self.macs.value / self.seconds.value
 
     @property
     def times_floor(self) -> float | None:
-        """Its time over its floor."""
-        return self.seconds.value / self.floor.value if self.floor and self.floor.value else None
+        """Its time over its floor; None where that is unknown or none."""
+        if self.floor is None or self.floor.value < _INSTANT_S:
+            return None
+        return self.seconds.value / self.floor.value
 
 
 def layers_of(node: Node) -> list[Layer]:
