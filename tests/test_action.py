@@ -50,7 +50,10 @@ def job(tmp_path, monkeypatch):
     for folder in (tools, workspace, temporary):
         folder.mkdir()
     (tools / "python").write_text(PYTHON)
-    (tools / "vggdeploy").write_text(f"#!/bin/sh\nexec '{sys.executable}' -m vggdeploy \"$@\"\n")
+    # As pip installs it: a script, whose folder is where modules are looked for, and not this one.
+    script = tools / "script.py"
+    script.write_text("from vggdeploy.__main__ import entry\nraise SystemExit(entry())\n")
+    (tools / "vggdeploy").write_text(f"#!/bin/sh\nexec '{sys.executable}' '{script}' \"$@\"\n")
     for tool in tools.iterdir():
         tool.chmod(0o755)
     built = {"kind": "build", "schema": 1, "digest": "d" * 64, "target": "ov-int8"}
@@ -140,7 +143,7 @@ def test_the_policy_is_that_of_the_working_directory(job):
 def test_flags_and_results_may_have_several_lines(job):
     shutil.copy(job.workspace / "build.json", job.workspace / "a b.json")
     code, _, printed = job(
-        results="build.json\n\na b.json\n", args="--max-engine-bytes\n  1000\n--max-p50  1\n"
+        results="build.json \r\n\n\t a b.json\n", args="--max-engine-bytes\n  1000\n--max-p50  1\n"
     )
     assert code == 2
     assert "there are two results of kind 'build'" in printed
@@ -160,6 +163,7 @@ def test_a_bundle_is_verified_on_data_against_a_baseline(job, tiny_bundle):
 
 @pytest.mark.parametrize("inputs", [{}, {"results": "nowhere.json"}, {"bundle": "elsewhere"},
                                     {"results": "build.json", "args": "--nonsense"},
+                                    {"results": "build.json", "args": "--quiet\n--json x.json"},
                                     {"results": "build.json", "junit": "build.json"}])  # fmt: skip
 def test_what_is_wrong_fails_the_job_without_a_verdict(job, inputs):
     code, outputs, _ = job(**inputs)
@@ -178,6 +182,12 @@ def test_no_input_is_executed_or_taken_for_a_flag(job, name, text):
     after = {path.name for path in job.workspace.rglob("*")}
     assert after - before <= ({text} if name == "junit" else set())
     assert "Traceback" not in printed
+
+
+def test_a_module_of_the_repository_is_not_taken_for_one_of_python(job):
+    (job.workspace / "json.py").write_text("raise SystemExit('it ran')")
+    code, outputs, printed = job(results="build.json", args="--max-engine-bytes 1000")
+    assert (code, outputs["verdict"]) == (0, "pass"), printed
 
 
 @pytest.mark.parametrize("text", HOSTILE)

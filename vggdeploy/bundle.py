@@ -24,13 +24,14 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import vggdeploy
 from vggdeploy import atomic, cache, forms, limits, preprocess, signing
-from vggdeploy.errors import BundleError
+from vggdeploy.errors import BundleError, RunnerError
 from vggdeploy.forms import ABSENT
 from vggdeploy.manifest import (
     AGAIN,
@@ -52,7 +53,6 @@ from vggdeploy.manifest import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -173,8 +173,30 @@ class Bundle:
         said = (self.manifest["build"].get("engine") or {}).get("batches")
         return said and (said[0], said[1], said[2])
 
+    def pixels(self, *images: str | Path) -> NDArray[np.uint8]:
+        """Image files as its network sees them, but for the arithmetic: uint8 ``[N, H, W, 3]``.
+
+        Raises:
+            DatasetError: as `dataset.load`.
+        """
+        from vggdeploy import dataset
+
+        return np.stack([dataset.load(Path(image), self.preprocess) for image in images])
+
     def batch(self, pixels: NDArray[np.uint8]) -> Batch:
-        """What its engine takes for uint8 ``[N, H, W, 3]`` pixels: these, or float32 images."""
+        """What its engine takes for uint8 ``[N, H, W, 3]`` pixels: these, or float32 images.
+
+        Raises:
+            RunnerError: for anything else.
+        """
+        given = np.asarray(pixels)
+        if given.dtype != np.uint8 or given.ndim != 4 or given.shape[3] != 3:
+            raise RunnerError(
+                f"bundle {self.path} takes pixels",
+                got=f"{given.dtype} {list(given.shape)}",
+                expected="uint8 [N, H, W, 3]",
+                fix="give what 'pixels' of the bundle reads of image files",
+            )
         if self.manifest["input"].get("dtype") == "uint8":
             return np.ascontiguousarray(pixels)
         return self.preprocess.arithmetic(pixels)

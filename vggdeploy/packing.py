@@ -311,6 +311,8 @@ def _require_plain(file: Path, entry: zipfile.ZipInfo) -> None:
         raise _refused(file, f"{name} is no plain file", "a link or a special file", "plain files")
     if entry.flag_bits & _ENCRYPTED:
         raise _refused(file, f"{name} is no plain file", "an encrypted one", "plain files")
+    if entry.extra or entry.comment:
+        raise _refused(file, f"{name} is more than a file", "a comment or extra fields", "neither")
     if entry.compress_type not in _METHODS:
         raise _refused(
             file, f"{name} is packed in another way", entry.compress_type, "stored or deflated"

@@ -265,6 +265,17 @@ def test_an_encrypted_entry_is_refused(packed, tmp_path, name, flag):
     refused(packed, tmp_path, "got an encrypted one")
 
 
+@pytest.mark.parametrize(
+    "more", [{"comment": b"more"}, {"extra": struct.pack("<HH4s", 0x7075, 4, b"more")}]
+)
+def test_what_an_entry_carries_besides_its_file_is_refused(packed, tmp_path, more):
+    parts = entries(packed)
+    for key, value in more.items():
+        setattr(parts[1][0], key, value)
+    repack(packed, parts)
+    refused(packed, tmp_path, "is more than a file|has another name too|cannot be read")
+
+
 def test_another_compression_is_refused(packed, tmp_path):
     parts = entries(packed)
     for entry, _ in parts:
