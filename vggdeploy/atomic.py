@@ -14,23 +14,19 @@ import glob
 import os
 import secrets
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from vggdeploy import locks
 from vggdeploy.errors import ConfigError, MissingError, VggdeployError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_LOCKS = sys.platform != "win32"
-"""Windows has no locks on folders: nothing is cleared away there."""
-
 _PARTIAL, _OLD = ".partial", ".old"
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EPIPE)
-_LOCKLESS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _ATTEMPTS = 16
 """Renames to try when other processes keep replacing the same folder."""
 
@@ -73,7 +69,7 @@ def successor(final: Path) -> Iterator[Path]:
     """
     with writing(final), contextlib.ExitStack() as stack:
         final = _behind(final)
-        while (lock := _lock(final)) is None:  # another writer replaced it
+        while (lock := locks.take(final)) is None:  # another writer replaced it
             if not final.is_dir():
                 raise ConfigError(
                     f"folder {final} cannot be replaced",
@@ -81,7 +77,7 @@ def successor(final: Path) -> Iterator[Path]:
                     expected="a folder",
                     fix="check the path",
                 )
-        stack.callback(_release, lock)
+        stack.callback(locks.release, lock)
         work = stack.enter_context(_fresh(final, _make_folder))
         yield work
         work.chmod(0o777 & ~_umask())
@@ -102,8 +98,8 @@ def _fresh(final: Path, make: Callable[[Path], None]) -> Iterator[Path]:
             work = _beside(final, _PARTIAL)
             stack.callback(_remove, work)
             make(work)
-            lock = _lock(work)
-        stack.callback(_release, lock)
+            lock = locks.take(work)
+        stack.callback(locks.release, lock)
         yield work
 
 
@@ -138,10 +134,10 @@ def _publish(work: Path, final: Path, replace: bool | Callable[[], bool]) -> Non
                     raise
                 if not replace:
                     return
-            lock = _lock(final)
+            lock = locks.take(final)
             if lock is None:  # another writer replaced it
                 continue
-            aside.callback(_release, lock)
+            aside.callback(locks.release, lock)
             if callable(replace) and not replace():
                 return
             if _exchange(work, final):
@@ -188,8 +184,8 @@ def alone(file: Path) -> Iterator[None]:
         lock = None
         while lock is None:  # where the folder is gone again
             _make_parent(file)
-            lock = _lock(file.parent)
-        stack.callback(_release, lock)
+            lock = locks.take(file.parent)
+        stack.callback(locks.release, lock)
         yield
 
 
@@ -317,63 +313,19 @@ def _beside(final: Path, ending: str) -> Path:
 
 def recover(final: Path) -> None:
     """Clear what killed processes left; put back a folder that one of them had set aside."""
-    if not _LOCKS:
+    if not locks.HERE:  # nothing is cleared away there
         return
     for left in final.parent.glob(f"{glob.escape(_prefix(final))}*"):
         if left.suffix not in (_PARTIAL, _OLD):
             continue
-        with contextlib.suppress(OSError):  # gone in the meantime
-            handle = os.open(left, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a link, or gone in the meantime
+            lock = locks.take(left, wait=False)
+            if lock is None:
+                continue
             try:
-                if not _flock(handle, wait=False):
-                    continue
                 if left.suffix == _OLD and not final.exists():
                     left.rename(final)
                 else:
                     _remove(left)
             finally:
-                os.close(handle)
-
-
-def _lock(place: Path) -> int | None:
-    """A handle that locks a folder or a file; None when that was gone before the lock was had."""
-    if not _LOCKS:
-        return -1
-    try:
-        handle = os.open(place, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    _flock(handle, wait=True)
-    try:
-        if os.path.samestat(os.fstat(handle), place.stat()):
-            return handle
-    except FileNotFoundError:
-        pass
-    os.close(handle)
-    return None
-
-
-def _flock(handle: int, *, wait: bool) -> bool:
-    """Lock an open file or folder; whether it is ours now.
-
-    Where a file system has no such locks (NFS may not, for folders), a writer goes on without and
-    nothing of others is cleared away.
-    """
-    if not _LOCKS:
-        return wait
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _LOCKLESS:
-            raise
-        return wait
-    return True
-
-
-def _release(handle: int) -> None:
-    if handle >= 0:
-        os.close(handle)
+                locks.release(lock)
