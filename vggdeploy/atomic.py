@@ -12,12 +12,13 @@ import ctypes
 import errno
 import glob
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from vggdeploy import locks
+from vggdeploy import digests, locks
 from vggdeploy.errors import ConfigError, MissingError, VggdeployError
 
 if TYPE_CHECKING:
@@ -26,7 +27,19 @@ if TYPE_CHECKING:
 _PARTIAL, _OLD = ".partial", ".old"
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EPIPE)
+_DENIED = {
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS, errno.EPIPE, errno.ELOOP, errno.ENAMETOOLONG), ""
+    ),
+    errno.EBUSY: ", as of a mount point",
+    errno.EXDEV: ", as of a folder in a lower layer of an overlay: a copy of it can be replaced",
+    errno.EINVAL: ", as of a name that this file system does not take",
+}
+"""What the system says of a place that cannot be written, and what that may mean."""
+
+_LONG = 100
+"""Bytes of a name that has room for what is added to it: file systems take 255, eCryptfs 143."""
+
 _ATTEMPTS = 16
 """Renames to try when other processes keep replacing the same folder."""
 
@@ -47,9 +60,10 @@ def folder(final: Path, *, replace: bool | Callable[[], bool] = False) -> Iterat
 
     Raises:
         MissingError: when the disk is full.
-        ConfigError: when the place cannot be written.
+        ConfigError: when the place cannot be written, see `require_writable`.
     """
     with writing(final):
+        _require_replaceable(final)
         final = _behind(final)
         with _fresh(final, _make_folder) as work:
             yield work
@@ -104,8 +118,12 @@ def _fresh(final: Path, make: Callable[[Path], None]) -> Iterator[Path]:
 
 
 def _behind(place: Path) -> Path:
-    """What a link leads to; a path that is none, and one that leads in a circle, as it is."""
-    return Path(os.path.realpath(place)) if place.is_symlink() else place
+    """What a link leads to; a path that is none as it is."""
+    if not place.is_symlink():
+        return place
+    with contextlib.suppress(FileNotFoundError):  # it leads to what is not there yet
+        place.stat()  # fails of links in a circle
+    return Path(os.path.realpath(place))
 
 
 def _make_folder(place: Path) -> None:
@@ -175,12 +193,13 @@ def _settle(old: Path, final: Path) -> None:
 @contextlib.contextmanager
 def alone(file: Path) -> Iterator[None]:
     """Read a file and write it anew with nobody else doing so: who asks for the same file, or
-    another of its folder, waits until the block ends.
+    another of its folder, waits until the block ends. Of a link, the file that it leads to.
 
     Raises:
         ConfigError: when its folder cannot be made.
     """
     with writing(file), contextlib.ExitStack() as stack:
+        file = Path(os.path.realpath(file))
         lock = None
         while lock is None:  # where the folder is gone again
             _make_parent(file)
@@ -206,45 +225,72 @@ def file(final: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     nobody else can read what there is of it.
 
     Args:
-        final: where it shall be; its parent is made.
+        final: where it shall be; its parent is made. Of a link, the file that it leads to.
         private: whether nobody else may read it then either.
 
     Raises:
         MissingError: when the disk is full.
         ConfigError: when the place cannot be written.
     """
-    _require_plain(final)
-    with writing(final), _fresh(final, _make_file) as work:
-        with work.open("r+b") as stream:
-            yield stream
-        if not private:
-            work.chmod(0o666 & ~_umask())
-        work.replace(final)
+    with writing(final):
+        _require_replaceable(final)
+        final = _behind(final)
+        with _fresh(final, _make_file) as work:
+            with work.open("r+b") as stream:
+                yield stream
+            if not private:
+                work.chmod(0o666 & ~_umask())
+            work.replace(final)
 
 
 def require_writable(place: Path) -> None:
     """Make sure, before any long work, that a file or folder `place` can be put where it shall be.
+    Folders that it lies in need not be there yet, and are not made.
 
     Raises:
         MissingError: when the disk is full.
-        ConfigError: when nothing can be written there, or a device or the like is there.
+        ConfigError: when nothing can be written there, or what is there cannot be replaced: a
+            device or the like, a mount point, or the folder that this runs in.
     """
-    _require_plain(place)
     with writing(place):
-        probe = _beside(place.absolute(), _PARTIAL)
+        _require_replaceable(place)
+        final = _behind(place).absolute()
+        probe = _beside(_existing(final.parent) / final.name, _PARTIAL)
         probe.touch()
         probe.unlink(missing_ok=True)
 
 
-def _require_plain(place: Path) -> None:
-    """Nothing takes the place of a device, a pipe or a socket: that would break others."""
-    if place.exists() and not (place.is_file() or place.is_dir()):
-        raise ConfigError(
-            f"{place} cannot be written",
-            got="a device, a pipe or a socket",
-            expected="a file, or a free path",
-            fix="choose another place; standard output is -",
-        )
+def _require_replaceable(place: Path) -> None:
+    """Nothing takes the place of what others stand on."""
+    if place.name in ("", ".."):
+        got = "the folder that the command runs in, or one around it"
+        fix = "give a name in it, or run the command elsewhere"
+    elif place.exists() and not (place.is_file() or place.is_dir()):
+        got = "a device, a pipe or a socket"
+        fix = "choose another place; standard output is -"
+    elif _is_mounted(place):
+        got = "a mount point"
+        fix = "choose another place, such as one in a folder that is mounted"
+    else:
+        return
+    raise ConfigError(
+        f"{place} cannot be written",
+        got=got,
+        expected="what can be replaced, or a free path",
+        fix=fix,
+    )
+
+
+def _is_mounted(place: Path) -> bool:
+    """Whether a folder or a file is mounted at a place."""
+    real = os.path.realpath(place)
+    try:
+        mounts = Path("/proc/self/mountinfo").read_bytes()
+    except OSError:
+        return os.path.ismount(real)
+    # proc(5): the fifth field is where, with blanks and backslashes in octal.
+    said = re.sub(rb"[ \t\n\\]", lambda odd: b"\\%03o" % odd[0][0], os.fsencode(real))
+    return said in (line.split()[4] for line in mounts.splitlines())
 
 
 @contextlib.contextmanager
@@ -262,9 +308,9 @@ def writing(place: Path) -> Iterator[None]:
         ):
             raise ConfigError(
                 f"{place} cannot be written",
-                got=error.strerror,
+                got=f"{error.strerror}{_DENIED.get(error.errno or 0, '')}",
                 expected="a place that can be written to",
-                fix="choose another place with --out, --json or VGGDEPLOY_CACHE",
+                fix="choose another place or name with --out, --json or VGGDEPLOY_CACHE",
             ) from error
         raise
 
@@ -298,13 +344,24 @@ def _existing(place: Path) -> Path:
 
 
 def _umask() -> int:
+    """Asked of Linux: where it has to be set to be known, files that other threads make meanwhile
+    have the modes of no mask."""
+    try:
+        said = re.search(rb"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_bytes(), re.M)
+    except OSError:
+        said = None
+    if said is not None:
+        return int(said[1], 8)
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def _prefix(final: Path) -> str:
-    return f".{final.name}~"
+    """What the names of all that is beside `final` begin with; a long name is told by its digest, so
+    that these are not too long where it is not."""
+    name = final.name
+    return f".{digests.sha256_json(name)[:32] if len(os.fsencode(name)) > _LONG else name}~"
 
 
 def _beside(final: Path, ending: str) -> Path:
@@ -315,7 +372,7 @@ def recover(final: Path) -> None:
     """Clear what killed processes left; put back a folder that one of them had set aside."""
     if not locks.HERE:  # nothing is cleared away there
         return
-    for left in final.parent.glob(f"{glob.escape(_prefix(final))}*"):
+    for left in final.parent.glob(f"{glob.escape(_prefix(final))}{'[0-9a-f]' * 16}.*"):
         if left.suffix not in (_PARTIAL, _OLD):
             continue
         with contextlib.suppress(OSError):  # a link, or gone in the meantime

@@ -428,8 +428,9 @@ def refuse_taken(place: Path, *, force: bool) -> None:
 
 def _free(place: Path) -> bool:
     """Whether there is nothing at `place`; False where there is a bundle."""
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-        return True
+    with atomic.writing(place):  # of a name that is too long, say
+        if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+            return True
     if not (place / MANIFEST).is_file():
         raise BundleError(
             f"{place} exists and is no bundle",

@@ -1,0 +1,213 @@
+"""Places of every kind: links, mount points, long names, and what the system says of them."""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from vggdeploy import atomic, bundle, results
+from vggdeploy.errors import ConfigError, VggdeployError
+
+
+def listing(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def make(final):
+    with atomic.folder(final, replace=True) as work:
+        (work / "a.txt").write_text("new")
+
+
+WRITERS = [
+    pytest.param(make, id="folder"),
+    pytest.param(lambda final: atomic.write_text(final, "new"), id="file"),
+]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EBUSY, "mount point"),
+        (errno.EXDEV, "lower layer of an overlay: a copy of it can be replaced"),
+        (errno.EINVAL, "a name that this file system does not take"),
+        (errno.ENAMETOOLONG, "too long"),
+        (errno.ELOOP, "symbolic links"),
+    ],
+)
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_rename_that_the_system_refuses_is_an_error_with_a_fix(
+    tmp_path, monkeypatch, write, number, said
+):
+    def refuse(self, target):
+        raise OSError(number, os.strerror(number))
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, refuse)
+    with pytest.raises(ConfigError, match=f"out cannot be written: got .*{said}") as caught:
+        write(tmp_path / "out")
+    assert caught.value.__cause__.errno == number
+    assert "--out" in caught.value.fix
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("write", [*WRITERS, pytest.param(atomic.require_writable, id="asked")])
+def test_what_others_stand_on_is_not_replaced(tmp_path, monkeypatch, write):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (Path(), Path(".."), Path("/")):
+        with pytest.raises(ConfigError, match="got the folder that the command runs in, or one ar"):
+            write(place)
+    with pytest.raises(ConfigError, match="got a mount point"):
+        write(Path("/proc"))
+    assert listing(tmp_path) == ["here"]
+    assert listing(tmp_path / "here") == []
+
+
+MOUNTED = """
+import sys
+from pathlib import Path
+from vggdeploy import atomic
+
+for place in map(Path, sys.argv[1:]):
+    for write in (atomic.require_writable, lambda at: atomic.write_text(at, "new")):
+        try:
+            write(place)
+        except atomic.ConfigError as error:
+            print(error)
+"""
+
+
+def test_a_file_that_is_mounted_is_not_replaced(tmp_path):
+    """Of the same file system too, where no look at the file shows that it is one."""
+    places = [tmp_path / "a file", tmp_path / "back\\slash"]
+    for place in (tmp_path / "other", *places):
+        place.write_text("old")
+    mount = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    script = 'other="$1"; shift; for each; do mount --bind "$other" "$each" || exit 9; done; '
+    run = subprocess.run(
+        [
+            *mount,
+            f'{script} exec "$0" -c "$CODE" "$@"',
+            sys.executable,
+            tmp_path / "other",
+            *places,
+        ],
+        env={**os.environ, "CODE": MOUNTED},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode == 9 or "unshare" in run.stderr:
+        pytest.skip("nothing can be mounted here")
+    assert run.stdout.count("got a mount point") == 4, run.stderr
+    assert [place.read_text() for place in places] == ["old", "old"]
+
+
+@pytest.mark.parametrize("write", [*WRITERS, pytest.param(atomic.require_writable, id="asked")])
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "\udcff" * 255])
+def test_every_name_that_the_system_takes_can_be_written(tmp_path, write, name):
+    try:
+        (tmp_path / name).touch()
+        (tmp_path / name).unlink()
+    except OSError:
+        pytest.skip("not here")
+    left = atomic._beside(tmp_path / name, ".partial")
+    left.touch()
+    other = atomic._beside(tmp_path / ("n" * 254), ".partial")
+    other.touch()
+    write(tmp_path / name)
+    if write is not atomic.require_writable:
+        assert not left.exists(), "what a killed writer of that name left"
+        assert (tmp_path / name).exists()
+    assert other.exists()
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path):
+    place = tmp_path / ("n" * 256)
+    for write in (
+        make,
+        lambda at: atomic.write_text(at, "x"),
+        atomic.require_writable,
+        lambda at: results.refuse_overwrite(str(at), force=True),
+        lambda at: results.refuse_overwrite(str(at), force=False, out=tmp_path / "out"),
+        lambda at: bundle.holds(at, "key", force=False),
+        lambda at: bundle.refuse_taken(at, force=False),
+    ):
+        with pytest.raises(VggdeployError, match="cannot be written: got File name too long"):
+            write(place)
+    assert listing(tmp_path) == []
+
+
+def test_a_place_can_be_asked_for_before_its_folders_are_made(tmp_path):
+    atomic.require_writable(tmp_path / "deep" / "er" / "out")
+    assert listing(tmp_path) == []
+
+
+# Links.
+
+
+def test_of_a_link_the_file_that_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "v1").mkdir()
+    link = tmp_path / "b.json"
+    link.symlink_to(tmp_path / "v1" / "b.json")
+    for text in ("first", "second"):  # where it leads to nothing, and to a file
+        atomic.write_text(link, text)
+        assert link.is_symlink()
+        assert (tmp_path / "v1" / "b.json").read_text() == text
+    assert listing(tmp_path / "v1") == ["b.json"]
+    assert listing(tmp_path) == ["b.json", "v1"]
+
+
+def test_who_writes_by_a_link_waits_for_who_writes_to_the_file(tmp_path):
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "b.json").write_text("")
+    (tmp_path / "b.json").symlink_to("v1/b.json")
+    (tmp_path / "v2").symlink_to("v1")
+    order = []
+
+    def second(place):
+        with atomic.alone(place):
+            order.append("second")
+
+    for place in (tmp_path / "b.json", tmp_path / "v2" / "b.json"):
+        order.clear()
+        with atomic.alone(tmp_path / "v1" / "b.json"):
+            other = threading.Thread(target=second, args=[place])
+            other.start()
+            other.join(timeout=0.2)
+            order.append("first")
+        other.join(timeout=60)
+        assert order == ["first", "second"]
+
+
+def test_links_in_a_circle_are_refused(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for write in (
+        lambda at: atomic.write_text(at, "x"),
+        atomic.require_writable,
+        lambda at: results.refuse_overwrite(str(at), force=True),
+        lambda at: results.refuse_overwrite(str(at), force=True, out=tmp_path / "out"),
+    ):
+        with pytest.raises(ConfigError, match=r"cannot be written: got .*symbolic links"):
+            write(tmp_path / "a")
+    results.refuse_overwrite(str(tmp_path / "x.json"), force=True, out=tmp_path / "a")
+    results.require_apart([tmp_path / "a"], {"--json": tmp_path / "b"})
+    assert listing(tmp_path) == ["a", "b"]
+
+
+# Modes.
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the mask")
+def test_the_mask_is_read_and_never_set(tmp_path, monkeypatch):
+    mask = os.umask(0o027)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "umask", None)
+        atomic.write_text(tmp_path / "f", "x")
+    os.umask(mask)
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o640
