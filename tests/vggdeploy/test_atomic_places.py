@@ -8,8 +8,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from small_bundle import FACTS, fill
 
-from vggdeploy import atomic, bundle, results
+from vggdeploy import atomic, bundle, compiling, packing, results
 from vggdeploy.errors import ConfigError, VggdeployError
 
 
@@ -145,6 +146,16 @@ def test_a_name_that_is_too_long_is_refused(tmp_path):
 def test_a_place_can_be_asked_for_before_its_folders_are_made(tmp_path):
     atomic.require_writable(tmp_path / "deep" / "er" / "out")
     assert listing(tmp_path) == []
+
+
+def test_a_place_is_asked_for_before_anything_is_compiled_or_unpacked(tmp_path):
+    bundle.write(tmp_path / "b", {**FACTS, "target": "trt-int8"}, fill, replace=False)
+    for act in (
+        lambda out: compiling.compile_bundle(tmp_path / "b", out=out),
+        lambda out: packing.unpack(tmp_path / "nowhere.zip", out),
+    ):
+        with pytest.raises(ConfigError, match="/proc/nowhere cannot be written"):
+            act(Path("/proc/nowhere"))
 
 
 # Links.
