@@ -1,8 +1,9 @@
 """Files and folders that appear whole or not at all.
 
-Everything is written beside its final name and renamed into place. A writer holds a lock on what
-it is writing, which the kernel lets go when the process dies in whatever way; what is there without
-a lock was left by a killed process, and the next one that writes to the same name clears it away.
+Everything is written beside its final name and renamed into place, once the disk has all of it: so
+it is whole after a power cut too. A writer holds a lock on what it is writing, which the kernel lets
+go when the process dies in whatever way; what is there without a lock was left by a killed process,
+and the next one that writes to the same name clears it away.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ _HERE, _EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
-def folder(final: Path, *, replace: bool | Callable[[], bool] = False) -> Iterator[Path]:
+def folder(
+    final: Path, *, replace: bool | Callable[[], bool] = False, lasting: bool = True
+) -> Iterator[Path]:
     """A private folder to write into, renamed to `final` when the block ends without an error.
 
     Args:
@@ -57,6 +60,8 @@ def folder(final: Path, *, replace: bool | Callable[[], bool] = False) -> Iterat
             leads to. If not, it stays, and the new one is thrown away. A function is asked when
             the new one is whole, while no other writer can replace what is there; it may raise an
             error in place of an answer.
+        lasting: whether it is to be whole after a power cut too; else it may then have files that
+            are empty.
 
     Raises:
         MissingError: when the disk is full.
@@ -67,8 +72,10 @@ def folder(final: Path, *, replace: bool | Callable[[], bool] = False) -> Iterat
         final = _behind(final)
         with _fresh(final, _make_folder) as work:
             yield work
-            work.chmod(0o777 & ~_umask())
+            _finish(work, 0o777, lasting=lasting)
             _publish(work, final, replace)
+            if lasting:
+                _sync(final.parent)
 
 
 @contextlib.contextmanager
@@ -94,11 +101,12 @@ def successor(final: Path) -> Iterator[Path]:
         stack.callback(locks.release, lock)
         work = stack.enter_context(_fresh(final, _make_folder))
         yield work
-        work.chmod(0o777 & ~_umask())
+        _finish(work, 0o777)
         if not _exchange(work, final):
             with contextlib.suppress(FileNotFoundError):
                 _set_aside(final, stack)
             work.rename(final)
+        _sync(final.parent)
 
 
 @contextlib.contextmanager
@@ -132,6 +140,32 @@ def _make_folder(place: Path) -> None:
 
 def _make_file(place: Path) -> None:
     place.touch(mode=0o600, exist_ok=False)
+
+
+def _finish(work: Path, mode: int | None, *, lasting: bool = True) -> None:
+    """Give what is whole its modes, less the mask, and have the disk hold it, all that is in it
+    first."""
+    if mode is not None:
+        work.chmod(mode & ~_umask())
+    if lasting:
+        for each in sorted(work.rglob("*"), reverse=True):
+            _sync(each)
+        _sync(work)
+
+
+def _sync(place: Path) -> None:
+    """Wait until the disk holds what a file or a folder is now, where the system can be asked to."""
+    if not locks.HERE:
+        return
+    with contextlib.suppress(PermissionError):  # a folder that can be written and not read
+        handle = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno not in locks.LACKING:
+                raise
+        finally:
+            os.close(handle)
 
 
 def _remove(left: Path) -> None:
@@ -238,9 +272,9 @@ def file(final: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         with _fresh(final, _make_file) as work:
             with work.open("r+b") as stream:
                 yield stream
-            if not private:
-                work.chmod(0o666 & ~_umask())
+            _finish(work, None if private else 0o666)
             work.replace(final)
+            _sync(final.parent)
 
 
 def require_writable(place: Path) -> None:

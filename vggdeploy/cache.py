@@ -1,7 +1,7 @@
 """The stage cache: what a stage made, kept under the digest of everything it was made from.
 
 Entries are checked against their recorded digests before they are used, so a damaged one is made
-anew. The cache lives in ``$VGGDEPLOY_CACHE``, else ``$XDG_CACHE_HOME/vggdeploy``, else
+anew; one that a power cut has emptied too, so that nothing waits for the disk here. The cache lives in ``$VGGDEPLOY_CACHE``, else ``$XDG_CACHE_HOME/vggdeploy``, else
 ``~/.cache/vggdeploy``, and the entries unused for longest go when it outgrows
 ``$VGGDEPLOY_CACHE_LIMIT`` bytes.
 """
@@ -87,7 +87,9 @@ class Cache:
             return Entry(final, digests.sha256_json(files), cached=True)
         # A damaged entry gives way, and never one that another process made in the meantime and
         # may be reading.
-        with atomic.folder(final, replace=lambda: _checked(final, inputs) is None) as work:
+        with atomic.folder(
+            final, replace=lambda: _checked(final, inputs) is None, lasting=False
+        ) as work:
             make(work)
             (work / _INDEX).write_text(_index(inputs, describe(work)))
         self._prune()

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import stat
 import subprocess
 import sys
 import threading
@@ -11,7 +13,8 @@ import pytest
 from small_bundle import FACTS, fill
 
 from vggdeploy import atomic, bundle, compiling, packing, results
-from vggdeploy.errors import ConfigError, VggdeployError
+from vggdeploy.cache import Cache
+from vggdeploy.errors import ConfigError, MissingError, VggdeployError
 
 
 def listing(folder):
@@ -222,3 +225,88 @@ def test_the_mask_is_read_and_never_set(tmp_path, monkeypatch):
         atomic.write_text(tmp_path / "f", "x")
     os.umask(mask)
     assert (tmp_path / "f").stat().st_mode & 0o777 == 0o640
+
+
+# Power cuts.
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """What is waited for until the disk has it, and what gets its name, in order; random parts of
+    names are left out."""
+    seen = []
+
+    def plain(place):
+        return re.sub("~.*", "~", Path(place).name)
+
+    def watch(owner, name, say):
+        real = getattr(owner, name)
+
+        def wrapped(*given):
+            seen.append(say(*given))
+            return real(*given)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    watch(os, "fsync", lambda handle: "sync " + plain(Path(f"/proc/self/fd/{handle}").readlink()))
+    for name in ("rename", "replace"):
+        watch(Path, name, lambda work, final: f"name {plain(final)}")
+    watch(atomic, "_exchange", lambda work, final: f"name {plain(final)}")
+    return seen
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux names what is open")
+def test_the_disk_has_what_gets_its_name_and_then_the_name(tmp_path, steps):
+    place = tmp_path / "place"
+
+    def fill(work):
+        (work / "deep").mkdir()
+        (work / "deep" / "b").touch()
+        (work / "a").touch()
+
+    for there in ([], ["name out"]):  # where it does not give way by itself
+        steps.clear()
+        with atomic.folder(place / "out", replace=True) as work:
+            fill(work)
+        first = ["sync b", "sync deep", "sync a", "sync .out~"]
+        assert steps == [*first, "name out", *there, "sync place"]
+    steps.clear()
+    with atomic.successor(place / "out") as work:
+        (work / "a").touch()
+    assert steps == ["sync a", "sync .out~", "name out", "sync place"]
+    steps.clear()
+    atomic.write_text(place / "f", "x")
+    assert steps == ["sync .f~", "name f", "sync place"]
+
+
+def test_the_cache_waits_for_no_disk(tmp_path, steps):
+    Cache(tmp_path).stage("s", {}, lambda work: (work / "a").touch())
+    assert not any(step.startswith("sync") for step in steps)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch, number):
+    real = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    make(tmp_path / "out")
+    atomic.write_text(tmp_path / "f", "x")
+    assert listing(tmp_path) == ["f", "out"]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_disk_that_turns_out_full_at_the_end_is_said_and_nothing_is_left(
+    tmp_path, monkeypatch, write
+):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MissingError, match="no space left"):
+        write(tmp_path / "out")
+    assert listing(tmp_path) == []
