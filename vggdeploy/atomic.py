@@ -175,6 +175,14 @@ def _remove(left: Path) -> None:
         left.unlink(missing_ok=True)
 
 
+def discard(place: Path) -> None:
+    """Remove a folder, of which no part has its name when this is killed."""
+    left = _beside(place, _PARTIAL)
+    with contextlib.suppress(OSError):  # another process did it, or it cannot be removed
+        place.rename(left)
+        _remove(left)
+
+
 def _publish(work: Path, final: Path, replace: bool | Callable[[], bool]) -> None:
     with contextlib.ExitStack() as aside:
         for attempt in range(_ATTEMPTS):
