@@ -255,24 +255,26 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+def write_bytes(path: Path, content: bytes, *, private: bool = False, replace: bool = True) -> None:
     """Write a file whole; see `file`."""
-    with file(path, private=private) as stream:
+    with file(path, private=private, replace=replace) as stream:
         stream.write(content)
 
 
 @contextlib.contextmanager
-def file(final: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+def file(final: Path, *, private: bool = False, replace: bool = True) -> Iterator[BinaryIO]:
     """A file to write and read, renamed to `final` when the block ends without an error. Until then
     nobody else can read what there is of it.
 
     Args:
         final: where it shall be; its parent is made. Of a link, the file that it leads to.
         private: whether nobody else may read it then either.
+        replace: whether a file that is there already gives way; else there must be none, which
+            takes a file system that has links.
 
     Raises:
         MissingError: when the disk is full.
-        ConfigError: when the place cannot be written.
+        ConfigError: when the place cannot be written, or there is a file that is not to give way.
     """
     with writing(final):
         _require_replaceable(final)
@@ -281,7 +283,10 @@ def file(final: Path, *, private: bool = False) -> Iterator[BinaryIO]:
             with work.open("r+b") as stream:
                 yield stream
             _finish(work, None if private else 0o666)
-            work.replace(final)
+            if replace:
+                work.replace(final)
+            else:
+                os.link(work, final)  # refused where there is something
             _sync(final.parent)
 
 

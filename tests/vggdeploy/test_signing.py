@@ -359,6 +359,21 @@ def test_no_key_is_replaced(tmp_path, there):
     assert [file.name for file in tmp_path.iterdir()] == [there]
 
 
+@pytest.mark.parametrize("there", ["k", "k.pub"])
+def test_no_key_is_replaced_that_came_in_the_meantime(tmp_path, monkeypatch, there):
+    password = signing._password
+
+    def late():
+        (tmp_path / there).write_text("dear")
+        return password()
+
+    monkeypatch.setattr(signing, "_password", late)
+    with pytest.raises(ConfigError, match=f"{there} cannot be written: got File exists"):
+        signing.generate(tmp_path / "k")
+    assert (tmp_path / there).read_text() == "dear"
+    assert [file.name for file in tmp_path.iterdir()] == [there]
+
+
 def test_a_private_key_is_never_trusted(path, keys, tmp_path):
     bundle.sign(path, keys / "builder")
     with pytest.raises(ConfigError, match=r"is a private key.*\.pub"):
