@@ -153,6 +153,8 @@ class Build(Calibration):
         )
         atomic.recover(self.out)
         self.unchanged = bundle.holds(self.out, self.key, force=options.force)
+        if not self.unchanged:
+            atomic.require_writable(self.out)
 
     @property
     def trt_cache(self) -> bool:

@@ -351,7 +351,8 @@ def signatures(path: Path) -> bytes | None:
 
 
 def sign(path: Path, key: Path) -> dict[str, Any]:
-    """Sign a bundle, once it is known to be whole: a signature is added to those that it has.
+    """Sign a bundle, once it is known to be whole: a signature is added to those that it has, also
+    to those that others add meanwhile.
 
     Args:
         path: its folder.
@@ -361,13 +362,16 @@ def sign(path: Path, key: Path) -> dict[str, Any]:
         ``bundle``, ``digest``, ``key`` (the id) and ``signatures``, the ids of all that signed it.
 
     Raises:
-        BundleError: when it is damaged.
+        BundleError: when it is damaged, or another bundle took its place meanwhile.
         ConfigError, MissingError: as `signing.private_key`.
     """
     private = signing.private_key(key)
-    digest, where = str(open_bundle(path).manifest["digest"]), f"bundle {path}"
-    content = signing.add(signatures(path), digest, private, where)
-    atomic.write_bytes(path / SIGNATURES, content)
+    opened, where = open_bundle(path), f"bundle {path}"
+    # Whoever replaces the folder, or signs too, waits.
+    with atomic.alone(path / SIGNATURES):
+        digest = str(require_unchanged(opened)["digest"])
+        content = signing.add(signatures(path), digest, private, where)
+        atomic.write_bytes(path / SIGNATURES, content)
     return {
         "kind": "sign",
         "bundle": str(path),
@@ -427,8 +431,10 @@ def holds(path: Path, key: str, *, force: bool) -> bool:
         return False
     try:
         same = read_manifest(path)["build"].get("key") == key
-    except BundleError:
-        same = False
+    except BundleError as error:
+        if not force:
+            raise _taken(path, "a damaged bundle, or one of another version", error.what) from error
+        return False
     if not same:
         if not force:
             raise _taken(path, "a bundle built from other inputs", "another build key")
@@ -452,8 +458,9 @@ def refuse_taken(place: Path, *, force: bool) -> None:
 
 def _free(place: Path) -> bool:
     """Whether there is nothing at `place`; False where there is a bundle."""
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-        return True
+    with atomic.writing(place):  # of a name that is too long, say
+        if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+            return True
     if not (place / MANIFEST).is_file():
         raise BundleError(
             f"{place} exists and is no bundle",

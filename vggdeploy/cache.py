@@ -1,24 +1,27 @@
 """The stage cache: what a stage made, kept under the digest of everything it was made from.
 
 Entries are checked against their recorded digests before they are used, so a damaged one is made
-anew. The cache lives in ``$VGGDEPLOY_CACHE``, else ``$XDG_CACHE_HOME/vggdeploy``, else
+anew; one that a power cut has emptied too, so that nothing waits for the disk here. The cache lives in ``$VGGDEPLOY_CACHE``, else ``$XDG_CACHE_HOME/vggdeploy``, else
 ``~/.cache/vggdeploy``, and the entries unused for longest go when it outgrows
-``$VGGDEPLOY_CACHE_LIMIT`` bytes.
+``$VGGDEPLOY_CACHE_LIMIT`` bytes. A job has a lock on the index of each entry that it uses, for as
+long as it lives, and no entry goes that somebody has a lock on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
 import os
-import shutil
+import re
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import atomic, digests, machine
+from vggdeploy import atomic, digests, locks, machine
 from vggdeploy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,8 +41,12 @@ _MAKERS = (
 )
 
 _INDEX = "entry.json"
+_NAME = re.compile(r"\.?([0-9a-f]{32})(~[0-9a-f]{16}\.(?:partial|old))?")
+"""An entry's, or of what is made of it, replaces it, or was left when that was killed; see `atomic`.
+Nothing else in the folder is ours."""
+
 _IN_USE_SECONDS = 3600
-"""An entry used within the hour may be another build's right now."""
+"""An entry used within the hour stays too: not every file system has locks."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,8 @@ class Cache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or default_root()
-        self._used: set[Path] = set()
+        self._used: dict[Path, int] = {}
+        weakref.finalize(self, _release, self._used)
 
     def stage(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Entry:
         """The files of stage `name` for `inputs`, made by `make(folder)` unless they are there.
@@ -78,8 +86,8 @@ class Cache:
             / name
             / digests.sha256_json({"stage": name, "environment": environment(), **inputs})[:32]
         )
-        self._used.add(final)
         atomic.recover(final)
+        self._hold(final)
         files = _checked(final, inputs)
         if files is not None:
             with atomic.writing(final):
@@ -87,9 +95,12 @@ class Cache:
             return Entry(final, digests.sha256_json(files), cached=True)
         # A damaged entry gives way, and never one that another process made in the meantime and
         # may be reading.
-        with atomic.folder(final, replace=lambda: _checked(final, inputs) is None) as work:
+        with atomic.folder(
+            final, replace=lambda: _checked(final, inputs) is None, lasting=False
+        ) as work:
             make(work)
             (work / _INDEX).write_text(_index(inputs, describe(work)))
+        self._hold(final)
         self._prune()
         # Another process may have been faster, with bytes of its own where a tool is not
         # deterministic: what counts is what is there.
@@ -97,35 +108,64 @@ class Cache:
         return Entry(final, digests.sha256_json(published), cached=False)
 
     def size(self) -> int:
-        """Bytes of all entries."""
-        return sum(size for _, _, size in self._entries())
+        """Bytes of all entries, and of what is being made or was left."""
+        return sum(size for _, _, size in self._folders())
 
-    def _entries(self) -> list[tuple[float, Path, int]]:
+    def _hold(self, final: Path) -> None:
+        """Keep others from pruning an entry, where there is one."""
+        lock = None
+        with contextlib.suppress(OSError):  # who cannot read it has no use for it
+            lock = locks.take(final / _INDEX, shared=True)
+        if lock is not None:
+            locks.release(self._used.get(final, -1))
+            self._used[final] = lock
+
+    def _folders(self) -> list[tuple[float, Path, int]]:
+        """When each folder of ours was last used, and its bytes."""
         found = []
-        for index in self.root.glob(f"*/*/{_INDEX}"):
+        for folder in self.root.glob("*/*"):
+            if not _NAME.fullmatch(folder.name):
+                continue
             try:
-                size = sum(
-                    file.stat().st_size for file in index.parent.rglob("*") if file.is_file()
-                )
-                found.append((index.parent.stat().st_mtime, index.parent, size))
+                size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+                found.append((folder.stat().st_mtime, folder, size))
             except FileNotFoundError:
                 continue  # another process pruned it between the listing and the look
         return found
 
     def _prune(self) -> None:
+        """Remove what killed jobs left, and the entries unused for longest where there is too much."""
+        for left in self.root.glob("*/.*"):
+            if (name := _NAME.fullmatch(left.name)) and name[2]:
+                atomic.recover(left.with_name(name[1]))
         now = time.time()
         # A time to come is one of a clock that was wrong, and says as little as one long gone.
         entries = sorted(
-            ((abs(now - used), path, size) for used, path, size in self._entries()), reverse=True
+            ((abs(now - used), path, size) for used, path, size in self._folders()), reverse=True
         )
         surplus = sum(size for _, _, size in entries) - _limit()
         for age, path, size in entries:
             if surplus <= 0 or age < _IN_USE_SECONDS:
                 return
-            if path in self._used:
-                continue
-            shutil.rmtree(path, ignore_errors=True)
-            surplus -= size
+            # What is being made is another job's.
+            if not path.name.startswith(".") and path not in self._used and _remove(path):
+                surplus -= size
+
+
+def _remove(entry: Path) -> bool:
+    """Remove an entry unless another job has a lock on it; whether it is gone."""
+    index = entry / _INDEX
+    with contextlib.suppress(OSError):  # what is not ours to read
+        lock = locks.take(index, wait=False, blind=True)
+        if lock is not None or not index.exists():
+            atomic.discard(entry)
+            locks.release(-1 if lock is None else lock)
+    return not entry.exists()
+
+
+def _release(used: dict[Path, int]) -> None:
+    for lock in used.values():
+        locks.release(lock)
 
 
 @functools.cache
@@ -142,10 +182,23 @@ def environment() -> str:
 
 
 def default_root() -> Path:
-    """The cache's folder on this machine."""
-    if own := os.environ.get("VGGDEPLOY_CACHE"):
-        return Path(own).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """The cache's folder on this machine.
+
+    Raises:
+        ConfigError: when the home folder that it would be in is not known.
+    """
+    own = os.environ.get("VGGDEPLOY_CACHE")
+    try:
+        if own:
+            return Path(own).expanduser().absolute()
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:  # a user whom the system does not know, without HOME
+        raise ConfigError(
+            "there is no place for the cache",
+            got=error,
+            expected="a home folder, or a folder in VGGDEPLOY_CACHE",
+            fix="set VGGDEPLOY_CACHE to the path of a folder",
+        ) from error
     return Path(base) / "vggdeploy"
 
 
@@ -173,8 +226,9 @@ def _checked(final: Path, inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]
         files = describe(final)
     except (OSError, ValueError):
         return None
-    files.pop(_INDEX)
-    return files if said == _index(inputs, files) else None
+    # Another process may have pruned it between the two looks.
+    whole = files.pop(_INDEX, None) is not None and said == _index(inputs, files)
+    return files if whole else None
 
 
 def _limit() -> int:

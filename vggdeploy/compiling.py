@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import bundle, targets, trt_flags
+from vggdeploy import atomic, bundle, targets, trt_flags
 from vggdeploy.contracts import CompileOptions, Silent, TrtOptions
 from vggdeploy.errors import BundleError, ConfigError, MissingError
 from vggdeploy.inputs import BuildOptions
@@ -147,6 +147,7 @@ def compile_bundle(
         return True
 
     gives_way()
+    atomic.require_writable(place.resolve())
     _require_available(target)
     opened.budget()  # that it can be read is known before anything else is done
     chosen = options_of(opened.manifest, changes or {})

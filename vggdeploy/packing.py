@@ -198,6 +198,7 @@ def unpack(
         return True
 
     gives_way()
+    atomic.require_writable(out)
     with opened(file) as packed:
         manifest, where = packed.manifest, f"packed bundle {file}"
         if trusted is not None:

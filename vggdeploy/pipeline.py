@@ -158,6 +158,7 @@ def export_graph(options: BuildOptions, reporter: Reporter | None = None) -> dic
             )
         return True
 
+    atomic.require_writable(out)
     gives_way()
     graph = job.export()
     with atomic.folder(out, replace=gives_way) as work:
@@ -207,6 +208,7 @@ def calibrate(
     dialect = sensitivity.dialect(options) if rank else None
     job = calibrating.Calibration(options, reporter or Silent())
     out = options.out or Path(f"{job.source.name}-{CALIBRATION}")
+    atomic.require_writable(out)
     _refuse(out, options.force)
     cache = out.with_suffix(".cache") if options.emit_trt_cache else None
     if cache is not None:

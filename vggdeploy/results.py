@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,14 +37,16 @@ def refuse_overwrite(
     if destination in (None, STDOUT):
         return
     path = Path(str(destination))
-    if out is not None and path.resolve() == out.resolve():
+    if out is not None and os.path.realpath(path) == os.path.realpath(out):
         raise ConfigError(
             f"{flag} and --out are one file",
             got=path,
             expected="two files",
             fix="give one of them another name",
         )
-    if path.exists() and not force:
+    with atomic.writing(path):  # of a name that is too long, say
+        there = path.exists()
+    if there and not force:
         raise ConfigError(
             f"{path} exists",
             got="a folder" if path.is_dir() else "a file",
@@ -70,19 +73,19 @@ def require_apart(read: Iterable[Path], written: Mapping[str, Path | str | None]
     Raises:
         ConfigError: with the flag, and what its file is besides.
     """
-    seen = {path.resolve(): "a result that is read" for path in read}
+    seen = {os.path.realpath(path): "a result that is read" for path in read}
     for flag, given in written.items():
         if given is None or str(given) in ("", STDOUT):
             continue
-        path = Path(given)
-        if path.resolve() in seen:
+        real = os.path.realpath(given)
+        if real in seen:
             raise ConfigError(
-                f"{flag} is {seen[path.resolve()]}",
-                got=path,
+                f"{flag} is {seen[real]}",
+                got=given,
                 expected="a file of its own",
                 fix=f"give {flag} another name",
             )
-        seen[path.resolve()] = f"the same file as {flag}"
+        seen[real] = f"the same file as {flag}"
 
 
 def say(text: str, flag: str) -> None:

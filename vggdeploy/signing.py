@@ -104,9 +104,14 @@ def generate(path: Path) -> dict[str, Any]:
         else serialization.NoEncryption()
     )
     kind, pem = serialization.PrivateFormat.PKCS8, serialization.Encoding.PEM
-    atomic.write_bytes(path, key.private_bytes(pem, kind, encryption), private=True)
+    content = key.private_bytes(pem, kind, encryption)
+    atomic.write_bytes(path, content, private=True, replace=False)
     form = serialization.PublicFormat.SubjectPublicKeyInfo
-    atomic.write_bytes(public, key.public_key().public_bytes(pem, form))
+    try:
+        atomic.write_bytes(public, key.public_key().public_bytes(pem, form), replace=False)
+    except BaseException:
+        path.unlink()  # what it signs, nobody could check
+        raise
     return {
         "kind": "keygen",
         "private": str(path),

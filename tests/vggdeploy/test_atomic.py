@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vggdeploy import atomic
+from vggdeploy import atomic, locks
 from vggdeploy.errors import ConfigError, MissingError
 
 
@@ -331,16 +331,16 @@ def test_a_file_is_left_alone_until_it_is_in_place(tmp_path, monkeypatch):
 
 
 def test_a_file_that_was_cleared_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
-    flock = atomic._flock
+    flock = locks._flock
 
-    def late(handle, *, wait):
+    def late(handle, *, shared, wait):
         if wait and not cleared:
             cleared.append(handle)
             atomic.recover(tmp_path / "f")
-        return flock(handle, wait=wait)
+        return flock(handle, shared=shared, wait=wait)
 
     cleared = []
-    monkeypatch.setattr(atomic, "_flock", late)
+    monkeypatch.setattr(locks, "_flock", late)
     atomic.write_bytes(tmp_path / "f", b"whole")
     assert cleared
     assert (tmp_path / "f").read_bytes() == b"whole"
@@ -424,3 +424,16 @@ def test_a_file_in_no_folder_cannot_be_appended_to(tmp_path):
         (tmp_path / "gone/file").open("a"),
     ):
         pass
+
+
+def test_a_pipe_or_a_link_named_as_what_is_left_holds_nobody_up(tmp_path):
+    pipe, link = (tmp_path / f".out~{digit * 16}.partial" for digit in "01")
+    os.mkfifo(pipe)
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "a.txt").write_text("dear")
+    link.symlink_to(tmp_path / "others")
+    held_up = PREAMBLE + "atomic.recover(Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", held_up, str(tmp_path / "out")], check=True, timeout=30)
+    assert not pipe.exists()
+    assert link.is_symlink()
+    assert (tmp_path / "others" / "a.txt").read_text() == "dear"

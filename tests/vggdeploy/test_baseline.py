@@ -155,3 +155,15 @@ def test_two_updates_at_once_lose_nothing(keep, tmp_path, monkeypatch):
     said = real(out)
     assert list(said["targets"]) == ["ov-fp32", "ov-int8"]
     assert [entry["reason"] for entry in said["history"]] == ["first", "slower", "floats"]
+
+
+def test_a_linked_baseline_goes_on_in_the_file_that_it_leads_to(keep, tmp_path):
+    (tmp_path / "shared").mkdir()
+    link, kept = tmp_path / "baseline.json", tmp_path / "shared" / "baseline.json"
+    link.symlink_to(kept)
+    baseline.update(link, keep(BENCH), "first")
+    baseline.update(kept, keep(slower(2)), "second")
+    baseline.update(link, keep(slower(3)), "third")
+    assert link.is_symlink()
+    said = [entry["reason"] for entry in baseline.read(kept)["history"]]
+    assert said == ["first", "second", "third"]

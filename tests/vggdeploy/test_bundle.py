@@ -254,7 +254,19 @@ def test_what_is_no_bundle_never_gives_way(tmp_path, force):
 
 def test_an_older_bundle_needs_force(path):
     rewrite(path, schema=0)
-    with pytest.raises(BundleError, match="other inputs"):
+    with pytest.raises(BundleError, match=r"of another version: got .*is of another schema"):
+        bundle.holds(path, "k1", force=False)
+    assert bundle.holds(path, "k1", force=True) is False
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "cannot be read"), (b"{}", "is of another schema"), (None, "has been altered")],
+)
+def test_a_bundle_whose_manifest_is_damaged_is_said_to_be_and_needs_force(path, content, said):
+    file = path / manifest.MANIFEST
+    file.write_bytes(file.read_bytes() + b" " if content is None else content)
+    with pytest.raises(BundleError, match=f"holds a damaged bundle.*{said}.*--force"):
         bundle.holds(path, "k1", force=False)
     assert bundle.holds(path, "k1", force=True) is False
 

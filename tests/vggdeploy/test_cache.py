@@ -1,6 +1,10 @@
 """The stage cache: hits, misses, damage, and what goes when it outgrows its limit."""
 
+import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -226,6 +230,146 @@ def test_an_entry_that_another_process_made_meanwhile_stays(store):
     made = store.stage("s", {}, slow)
     assert (made.path / "a.txt").read_text() == "quick"
     assert made.digest == store.stage("s", {}, Maker()).digest
+
+
+# What killed jobs leave, and what others use.
+
+
+def old(entry, hours=2):
+    then = entry.stat().st_mtime - hours * HOUR
+    os.utime(entry, (then, then))
+
+
+def listing(store):
+    return sorted(path.name for path in (store.root / "s").iterdir())
+
+
+def test_what_killed_jobs_left_of_any_key_is_cleared(store):
+    kept = store.stage("s", {"n": 0}, Maker(size=10_000))
+    key = digests.sha256_json("another")[:32]
+    others = [".notes~1.partial", f".{key}.partial", f".{key}~{'0' * 15}.old", f"{key}0"]
+    left = [f".{key}~{'0' * 16}.partial", f".{kept.path.name}~{'1' * 16}.old"]
+    for name in others + left:
+        (store.root / "s" / name).mkdir()
+        (store.root / "s" / name / "big").write_bytes(bytes(10_000))
+    assert store.size() > 30_000, "what is left is told"
+    made = store.stage("s", {"n": 1}, Maker())
+    assert listing(store) == sorted([kept.path.name, made.path.name, *others])
+
+
+def test_what_another_job_is_making_stays(store, monkeypatch):
+    """However long it takes."""
+    monkeypatch.setenv("VGGDEPLOY_CACHE_LIMIT", "1")
+
+    def slow(work):
+        Maker("slow")(work)
+        old(work)
+        Cache().stage("s", {"n": 1}, Maker())
+        assert (work / "a.txt").exists()
+
+    assert (store.stage("s", {"n": 0}, slow).path / "a.txt").read_text() == "slow"
+
+
+def test_a_folder_without_an_index_goes_as_an_entry_does(store, monkeypatch):
+    torn = store.root / "s" / digests.sha256_json("torn")[:32]
+    torn.mkdir(parents=True)
+    Maker(size=10_000)(torn)
+    old(torn)
+    assert store.size() > 10_000
+    monkeypatch.setenv("VGGDEPLOY_CACHE_LIMIT", "1000")
+    made = store.stage("s", {}, Maker())
+    assert listing(store) == [made.path.name]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_another_job_uses_stays_however_old(store, monkeypatch, cached):
+    if cached:
+        Cache().stage("s", {"n": 0}, Maker(size=10_000))
+    other = Cache()
+    used = other.stage("s", {"n": 0}, Maker(size=10_000))
+    assert used.cached is cached
+    monkeypatch.setenv("VGGDEPLOY_CACHE_LIMIT", "1000")
+    old(used.path)
+    store.stage("s", {"n": 1}, Maker())
+    assert used.path.exists()
+    del other
+    store.stage("s", {"n": 2}, Maker())
+    assert not used.path.exists(), "the job is done"
+
+
+def test_without_locks_what_is_old_goes_but_for_what_the_job_uses(store, monkeypatch):
+    def lacking(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", lacking)
+    other = Cache()
+    theirs, own = other.stage("s", {"n": 0}, Maker()), store.stage("s", {"n": 1}, Maker())
+    old(theirs.path)
+    old(own.path)
+    monkeypatch.setenv("VGGDEPLOY_CACHE_LIMIT", "1")
+    store.stage("s", {"n": 2}, Maker())
+    assert (theirs.path.exists(), own.path.exists()) == (False, True)
+
+
+def test_an_entry_that_is_replaced_is_held_anew(store, monkeypatch):
+    first = store.stage("s", {"n": 0}, Maker())
+    flip(first.path / "a.txt")
+    assert not store.stage("s", {"n": 0}, Maker()).cached, "who uses it may replace it"
+    old(first.path)
+    monkeypatch.setenv("VGGDEPLOY_CACHE_LIMIT", "1")
+    Cache().stage("s", {"n": 1}, Maker())
+    assert first.path.exists()
+
+
+KILLED_PRUNING = """
+import os, shutil, signal
+from vggdeploy.cache import Cache
+
+def rmtree(path, **_):
+    os.remove(path / "a.txt")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+shutil.rmtree = rmtree
+Cache().stage("s", {"n": 1}, lambda work: None)
+"""
+
+
+def test_a_killed_pruning_leaves_no_half_entry(store, monkeypatch):
+    entry = Cache().stage("s", {"n": 0}, Maker(size=10_000))
+    old(entry.path)
+    monkeypatch.setenv("VGGDEPLOY_CACHE_LIMIT", "1000")
+    command = [sys.executable, "-c", KILLED_PRUNING]
+    assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL
+    assert not entry.path.exists()
+    made = store.stage("s", {"n": 2}, Maker())
+    assert len(listing(store)) == 2
+    assert made.path.name in listing(store)
+
+
+def test_an_entry_that_is_pruned_while_it_is_looked_at_is_none(store, monkeypatch):
+    make = Maker()
+    entry = store.stage("s", {}, make)
+    real = cache.describe
+
+    def late(folder):
+        monkeypatch.setattr(cache, "describe", real)
+        (folder / "entry.json").unlink()
+        return real(folder)
+
+    monkeypatch.setattr(cache, "describe", late)
+    assert not store.stage("s", {}, make).cached
+    assert (make.calls, (entry.path / "entry.json").exists()) == (2, True)
+
+
+@pytest.mark.parametrize("own", [None, "~/cache"])
+def test_a_user_without_a_home_is_told_to_name_a_place(monkeypatch, own):
+    for name in ("VGGDEPLOY_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if own is not None:
+        monkeypatch.setenv("VGGDEPLOY_CACHE", own)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # whom no system knows
+    with pytest.raises(ConfigError, match=r"no place for the cache.* -- set VGGDEPLOY_CACHE"):
+        Cache()
 
 
 def test_files_are_hashed_side_by_side_as_one_by_one(tmp_path):

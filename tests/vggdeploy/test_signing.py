@@ -5,12 +5,13 @@ import hashlib
 import json
 import os
 import stat
+import threading
 import zipfile
 
 import pytest
 from small_bundle import FACTS, fill, rewrite
 
-from vggdeploy import bundle, inspection, packing, signing, tuning
+from vggdeploy import atomic, bundle, inspection, packing, signing, tuning
 from vggdeploy.cli import main
 from vggdeploy.contracts import Settings
 from vggdeploy.errors import BundleError, ConfigError
@@ -194,6 +195,76 @@ def test_a_signature_survives_tuning(path, keys):
     assert tuning.choices(opened) == [choice]
 
 
+@pytest.fixture
+def beside(monkeypatch):
+    """Starts something beside the first signing, when that has read what there is."""
+    real = signing.add
+
+    def start(work):
+        other = threading.Thread(target=work)
+
+        def add(*given):
+            if other.ident is None:
+                other.start()
+                other.join(timeout=0.3)
+            return real(*given)
+
+        monkeypatch.setattr(signing, "add", add)
+        return other
+
+    return start
+
+
+def test_two_who_sign_at_once_lose_nothing(path, keys, beside):
+    other = beside(lambda: bundle.sign(path, keys / "stranger"))
+    bundle.sign(path, keys / "builder")
+    other.join(timeout=60)
+    for name in ("builder", "stranger"):
+        bundle.open_bundle(path, trusted(keys, name))
+
+
+def test_signing_beside_tuning_loses_nothing(path, keys, monkeypatch):
+    """It begins when tuning has copied what there is, and not yet put it in place."""
+    place = tuning.Place("CPU", "Some CPU", 2)
+    choice = tuning.Choice("latency", 1, Settings(streams=1), place, "openvino 1")
+    real, other = (
+        tuning.spelling,
+        threading.Thread(target=bundle.sign, args=[path, keys / "builder"]),
+    )
+
+    def late(manifest):
+        other.start()
+        other.join(timeout=0.3)
+        return real(manifest)
+
+    monkeypatch.setattr(tuning, "spelling", late)
+    tuning.record(bundle.open_bundle(path), choice, {"kind": "tune"})
+    other.join(timeout=60)
+    assert tuning.choices(bundle.open_bundle(path, trusted(keys))) == [choice]
+
+
+def test_a_bundle_that_was_replaced_meanwhile_is_not_signed(path, keys, monkeypatch):
+    alone = atomic.alone
+
+    def late(file):
+        bundle.write(path, {**FACTS, "build": {"key": "k2"}}, fill, replace=True)
+        return alone(file)
+
+    monkeypatch.setattr(atomic, "alone", late)
+    with pytest.raises(BundleError, match="was replaced in the meantime"):
+        bundle.sign(path, keys / "builder")
+    assert not (path / SIGNATURES).exists()
+
+
+def test_a_bundle_that_is_replaced_later_does_not_get_its_signature(path, keys, beside):
+    facts = {**FACTS, "build": {"key": "k2"}}
+    other = beside(lambda: bundle.write(path, facts, fill, replace=True))
+    bundle.sign(path, keys / "builder")
+    other.join(timeout=60)
+    assert bundle.open_bundle(path).manifest["build"]["key"] == "k2"
+    assert not (path / SIGNATURES).exists()
+
+
 def test_a_signature_survives_packing(path, keys, tmp_path):
     bundle.sign(path, keys / "builder")
     packing.pack(path, tmp_path / "b.zip")
@@ -285,6 +356,21 @@ def test_no_key_is_replaced(tmp_path, there):
     (tmp_path / there).write_text("dear")
     with pytest.raises(ConfigError, match="exists"):
         signing.generate(tmp_path / "k")
+    assert [file.name for file in tmp_path.iterdir()] == [there]
+
+
+@pytest.mark.parametrize("there", ["k", "k.pub"])
+def test_no_key_is_replaced_that_came_in_the_meantime(tmp_path, monkeypatch, there):
+    password = signing._password
+
+    def late():
+        (tmp_path / there).write_text("dear")
+        return password()
+
+    monkeypatch.setattr(signing, "_password", late)
+    with pytest.raises(ConfigError, match=f"{there} cannot be written: got File exists"):
+        signing.generate(tmp_path / "k")
+    assert (tmp_path / there).read_text() == "dear"
     assert [file.name for file in tmp_path.iterdir()] == [there]
 
 
