@@ -52,6 +52,9 @@ def read(path: Path) -> dict[str, Any]:
     for target, entry in targets.items():
         if (wrong := forms.misfit(entry, _ENTRY)) is not None:
             raise _damaged(path, f"targets.{target}: {wrong}")
+        for result in entry["results"]:
+            if (result.get("target"), result.get("digest")) != (target, entry["digest"]):
+                raise _damaged(path, f"targets.{target}: a {result['kind']} of another bundle")
     return found
 
 
@@ -60,7 +63,7 @@ def _damaged(path: Path, got: str) -> ResultError:
         f"baseline {path} is damaged",
         got=got,
         expected="what 'vggdeploy baseline' wrote",
-        fix="write it again with 'vggdeploy baseline', or take it from version control",
+        fix="take it from version control, or remove it and run 'vggdeploy baseline'",
     )
 
 

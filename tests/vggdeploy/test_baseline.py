@@ -121,7 +121,11 @@ def test_of_the_same_bundle_what_it_held_stays_and_of_another_it_goes(keep, tmp_
                 '{"kind": "baseline", "schema": 1, "targets": {}, "history": null}',
                 '{"kind": "baseline", "schema": 1, "targets": {}}',
                 '{"kind": "baseline", "schema": 1, "history": [], '
-                '"targets": {"ov-int8": {"results": [], "digest": 5}}}'],
+                '"targets": {"ov-int8": {"results": [], "digest": 5}}}',
+                '{"kind": "baseline", "schema": 1, "history": [], "targets": {"ov-int8": {"digest": '
+                '"d", "results": [{"kind": "bench", "target": "ov-fp32", "digest": "d"}]}}}',
+                '{"kind": "baseline", "schema": 1, "history": [], "targets": {"ov-int8": {"digest": '
+                '"d", "results": [{"kind": "bench", "target": "ov-int8", "digest": "e"}]}}}'],
 )  # fmt: skip
 def test_a_file_that_is_no_baseline_is_an_error(keep, tmp_path, content):
     out = tmp_path / "baseline.json"
