@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +52,7 @@ from vggdeploy.manifest import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -173,16 +173,6 @@ class Bundle:
         said = (self.manifest["build"].get("engine") or {}).get("batches")
         return said and (said[0], said[1], said[2])
 
-    def pixels(self, *images: str | Path) -> NDArray[np.uint8]:
-        """Image files as its network sees them, but for the arithmetic: uint8 ``[N, H, W, 3]``.
-
-        Raises:
-            DatasetError: as `dataset.load`.
-        """
-        from vggdeploy import dataset
-
-        return np.stack([dataset.load(Path(image), self.preprocess) for image in images])
-
     def batch(self, pixels: NDArray[np.uint8]) -> Batch:
         """What its engine takes for uint8 ``[N, H, W, 3]`` pixels: these, or float32 images.
 
@@ -195,7 +185,7 @@ class Bundle:
                 f"bundle {self.path} takes pixels",
                 got=f"{given.dtype} {list(given.shape)}",
                 expected="uint8 [N, H, W, 3]",
-                fix="give what 'pixels' of the bundle reads of image files",
+                fix="stack what 'dataset.load(FILE, bundle.preprocess)' reads of image files",
             )
         if self.manifest["input"].get("dtype") == "uint8":
             return np.ascontiguousarray(pixels)

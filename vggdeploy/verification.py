@@ -76,7 +76,7 @@ def verify(
     classes: dict[str, int] = {}
     label_cautions: list[str] = []
     expected, labels, count = probes.reference, probes.labels, len(probes.images)
-    images_sha256 = hashlib.sha256(probes.images).hexdigest()
+    images_sha256 = hashlib.sha256(probes.images.tobytes()).hexdigest()
     if data is not None:
         store = Cache()
         folder = (

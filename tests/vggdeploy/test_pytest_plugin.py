@@ -297,16 +297,17 @@ def test_a_ratio_is_taken_to_a_baseline(project, tiny_bundle, tmp_path):
 def test_an_image_file_is_read_for_the_runner(project, tiny_bundle):
     done = project(
         """
+        from pathlib import Path
         import pytest
         from PIL import Image
+        from vggdeploy import dataset
         from vggdeploy.errors import RunnerError
 
         def test_photograph(bundle, runner):
             Image.new("RGB", (50, 40), (200, 10, 10)).save("cat.png")
-            pixels = bundle.pixels("cat.png", "cat.png")
-            assert pixels.dtype == "uint8" and pixels.ndim == 4 and len(pixels) == 2
-            assert runner.scores(bundle.batch(pixels[:1])).shape[0] == 1
-            for wrong in (pixels[0], "cat.png", pixels / 255, [1, 2, 3]):
+            pixels = dataset.load(Path("cat.png"), bundle.preprocess)
+            assert runner.scores(bundle.batch(pixels[None])).shape[0] == 1
+            for wrong in (pixels, "cat.png", pixels / 255, [1, 2, 3]):
                 with pytest.raises(RunnerError, match=r"takes pixels: got .* uint8 \\[N, H, W, 3\\]"):
                     bundle.batch(wrong)
         """,
