@@ -5,13 +5,13 @@ torch and safetensors are imported where they are used.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import pickletools
 import struct
 import urllib.error
 import zipfile
+import zlib
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ _PUBLISHED_AT = "https://download.pytorch.org/models/"
 
 _UNREADABLE = (
     RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError,
-    AssertionError, struct.error, zipfile.BadZipFile,
+    AssertionError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What torch's readers raise for damaged files, the one of old checkpoints above all."""
 
@@ -184,17 +184,34 @@ def _require_short(file: IO[bytes], pickles: int) -> None:
     torch to say.
 
     Raises:
-        ValueError: when one is longer.
+        OverLimitError: when one is longer.
     """
     for _ in range(pickles):
-        operations, before, read = pickletools.genops(file), file.tell(), True
-        while read:
-            # Where it is not understood, as much was read as is spoken of.
-            with contextlib.suppress(ValueError):
-                read = next(operations, None) is not None
-            if (length := file.tell() - before) > limits.PICKLED_BYTES:
-                raise ValueError(f"{length:,} bytes where a name may be")
-            before = file.tell()
+        try:
+            for _ in pickletools.genops(_Short(file)):
+                pass
+        except limits.OverLimitError:
+            raise
+        except ValueError:
+            return
+
+
+class _Short:
+    """A file of which nothing longer than a name is read at once."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        if size > limits.PICKLED_BYTES:
+            raise limits.OverLimitError(f"{size:,} bytes where a name may be")
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        line = self._file.readline(limits.PICKLED_BYTES + 1)
+        if len(line) > limits.PICKLED_BYTES:
+            raise limits.OverLimitError(f"more than {limits.PICKLED_BYTES:,} bytes of a name")
+        return line
 
 
 def save(

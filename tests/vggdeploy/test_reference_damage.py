@@ -181,12 +181,25 @@ def test_eight_bits_are_no_float_weights(tmp_path):
         reference.load(weights(tmp_path / "w.safetensors"))
 
 
+NAME = b"a" * 3000
+
+
 @pytest.mark.parametrize("form", ["zip", "before-1.6"])
-def test_a_name_without_end_is_refused_before_torch_reads_it(tmp_path, monkeypatch, form):
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (pickle.GLOBAL + NAME + b"\n" + NAME + b"\n", "more than 1,024 bytes of a name"),
+        (pickle.GLOBAL + b"\xff" * 3000, "more than 1,024 bytes of a name"),
+        (pickle.BINUNICODE + b"\xff\xff\xff\x7f" + NAME, "2,147,483,647 bytes where a name may be"),
+        (pickle.BINUNICODE8 + b"\xff" * 7 + b"\x7f", "bytes where a name may be"),
+    ],
+)
+def test_a_name_without_end_is_refused_before_torch_reads_it(
+    tmp_path, monkeypatch, form, code, words
+):
     """Of a global that it does not know it speaks for a time that is the cube of its length."""
-    name = b"a" * 3000
-    code = pickle.PROTO + b"\x02" + pickle.GLOBAL + name + b"\n" + name + b"\n" + pickle.STOP
     path = saved(tmp_path / "w.pth", {}, _use_new_zipfile_serialization=form == "zip")
+    code = pickle.PROTO + b"\x02" + code + pickle.STOP
     if form == "zip":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("w/data.pkl", code)
@@ -194,7 +207,18 @@ def test_a_name_without_end_is_refused_before_torch_reads_it(tmp_path, monkeypat
         magic = path.read_bytes().split(pickle.STOP)[0] + pickle.STOP
         path.write_bytes(magic + code)
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch read it"))
-    with pytest.raises(
-        WeightsError, match=r"w\.pth cannot be read: got 6,003 bytes where a name may be"
-    ):
+    with pytest.raises(WeightsError, match=rf"w\.pth cannot be read: got .*{words}"):
+        reference.load(weights(path))
+
+
+def test_a_pickle_that_does_not_inflate_is_said_to_be(tmp_path):
+    path = tmp_path / "w.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w/data.pkl", os.urandom(4) * 100)
+        archive.writestr("w/data/0", bytes(10_000), zipfile.ZIP_STORED)
+    content = bytearray(path.read_bytes())
+    content[40] ^= 0xFF
+    content[41] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"w\.pth"):
         reference.load(weights(path))
