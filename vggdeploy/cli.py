@@ -3,6 +3,7 @@ standard error."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -28,6 +29,8 @@ from vggdeploy import (
 from vggdeploy.terminal import Terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
     from vggdeploy.inputs import BuildOptions
     from vggdeploy.policy import Policies
 
@@ -43,6 +46,27 @@ app = typer.Typer(
 )
 app.add_typer(bundle_commands.app, name="bundle")
 terminal = Terminal()
+
+
+@contextlib.contextmanager
+def _then(show: Callable[..., None], *what: object) -> Iterator[None]:
+    """Shows on the terminal what the block writes: after it, and where it cannot be written too."""
+    try:
+        yield
+    finally:
+        show(terminal, *what)
+
+
+def _show_calibration(screen: Terminal, result: Mapping[str, Any]) -> None:
+    if "layers" in result:
+        console.show_sensitivity(screen, result)
+    for written in filter(None, (result["table"], result["trt_cache"], result["plot"])):
+        screen.line(f"wrote {written}", style="bold")
+
+
+def _show_layers_and_bench(screen: Terminal, result: Mapping[str, Any]) -> None:
+    layers_table.show_layers(screen, result["budget"])
+    bench_table.show_bench(screen, result)
 
 
 def _options(context: typer.Context) -> BuildOptions:
@@ -126,8 +150,8 @@ def doctor(json: flags.Json = None, force: flags.Force = False) -> None:
 
     results.refuse_overwrite(json, force)
     result = module.doctor()
-    console.show_doctor(terminal, result)
-    results.write(result, json)
+    with _then(console.show_doctor, result):
+        results.write(result, json)
 
 
 @app.command()
@@ -148,8 +172,8 @@ def budget(
     network = topology.network(arch, num_classes=num_classes, input_size=(input_size, input_size))
     result = module.budget(network, precision, batch).to_json()
     yardstick = module.budget(topology.alexnet(), precision, batch).to_json()
-    console.show_budget(terminal, result, yardstick)
-    results.write({**result, "compared_with": yardstick}, json)
+    with _then(console.show_budget, result, yardstick):
+        results.write({**result, "compared_with": yardstick}, json)
 
 
 @app.command()
@@ -169,8 +193,8 @@ def export(
 
     results.refuse_overwrite(json, force, out)
     result = pipeline.export_graph(_options(context), terminal)
-    terminal.line(f"wrote {result['onnx']}", style="bold")
     results.write(result, json)
+    terminal.line(f"wrote {result['onnx']}", style="bold")
 
 
 @app.command()
@@ -216,11 +240,8 @@ def calibrate(
 
     results.refuse_overwrite(json, force, out)
     result = pipeline.calibrate(_options(context), terminal, rank=sensitivity, plot=plot)
-    if sensitivity:
-        console.show_sensitivity(terminal, result)
-    for written in filter(None, (result["table"], result["trt_cache"], result["plot"])):
-        terminal.line(f"wrote {written}", style="bold")
-    results.write(result, json)
+    with _then(_show_calibration, result):
+        results.write(result, json)
 
 
 @app.command()
@@ -268,8 +289,8 @@ def build(
 
     results.refuse_overwrite(json, force, out)
     result = pipeline.build(_options(context), terminal)
-    console.show_build(terminal, result)
-    results.write(result, json)
+    with _then(console.show_build, result):
+        results.write(result, json)
 
 
 @app.command()
@@ -296,8 +317,8 @@ def compile(  # noqa: A001  # a command is named as its function
     result = compiling.compile_bundle(
         bundle, out=out, force=force, changes=changes, trusted=trusted_keys, reporter=terminal
     )
-    console.show_compile(terminal, result)
-    results.write(result, json)
+    with _then(console.show_compile, result):
+        results.write(result, json)
 
 
 @app.command()
@@ -324,8 +345,8 @@ def verify(
         trusted=trusted_keys,
         reporter=terminal,
     )
-    console.show_verify(terminal, result)
-    results.write(result, json)
+    with _then(console.show_verify, result):
+        results.write(result, json)
 
 
 @app.command()
@@ -361,13 +382,12 @@ def bench(
     options = benching.options(context.params)
     if against is None:
         result = benching.bench(bundle, options, terminal, trusted_keys)
-        if layers:
-            layers_table.show_layers(terminal, result["budget"])
-        bench_table.show_bench(terminal, result)
+        show = _show_layers_and_bench if layers else bench_table.show_bench
     else:
         result = benching.against(bundle, against, options, terminal, seed, trusted_keys)
-        speed_table.show_against(terminal, result)
-    results.write(result, json)
+        show = speed_table.show_against
+    with _then(show, result):
+        results.write(result, json)
     benching.refuse_partial(result, json)
 
 
@@ -391,8 +411,8 @@ def tune(
     results.refuse_overwrite(json, force)
     options = TuneOptions(goal, latency_bound, seconds, device, max_batch, seed)
     result = speed.tune(bundle, options, terminal, trusted_keys)
-    speed_table.show_tune(terminal, result)
-    results.write(result, json)
+    with _then(speed_table.show_tune, result):
+        results.write(result, json)
     raise typer.Exit(errors.EXIT_OK if result["winner"] else errors.EXIT_GATE)
 
 
@@ -410,8 +430,8 @@ def compare(
 
     results.refuse_overwrite(json, force)
     result = speed.compare(a, b, across_machines=across_machines, seed=seed)
-    speed_table.show_comparison(terminal, result)
-    results.write(result, json)
+    with _then(speed_table.show_comparison, result):
+        results.write(result, json)
 
 
 @app.command()
@@ -467,9 +487,9 @@ def gate(
         trusted=trusted_keys,
         reporter=terminal,
     )
-    gate_table.show_gate(terminal, verdicts)
-    results.write(verdicts.to_json(), json)
-    outputs.write(verdicts)
+    with _then(gate_table.show_gate, verdicts):
+        results.write(verdicts.to_json(), json)
+        outputs.write(verdicts)
     raise typer.Exit(errors.EXIT_OK if verdicts.verdict == "pass" else errors.EXIT_GATE)
 
 
@@ -488,6 +508,7 @@ def baseline(
 
     results.refuse_overwrite(json, force, out)
     result = module.update(out, paths, reason)
+    results.write(result, json)
     before = result["replaced"]
     terminal.line(
         f"{out}: {result['target']} is now {result['digest'][:16]}..., "
@@ -499,7 +520,6 @@ def baseline(
             "this bundle too",
             style="yellow",
         )
-    results.write(result, json)
 
 
 @app.command()
@@ -519,9 +539,9 @@ def report(
 
     results.refuse_overwrite(json, force)
     result = module.write(paths, out, markdown, force=force, json=json)
+    results.write(result, json)
     for written in filter(None, (result["html"], result["markdown"])):
         terminal.line(f"wrote {written}", style="bold")
-    results.write(result, json)
 
 
 @app.command()
@@ -609,11 +629,12 @@ def run(
         seconds=seconds,
         reporter=terminal,
     )
-    console.show_run(terminal, result, verdicts)
-    results.write(result, json)
-    outputs.write(verdicts)
+    with _then(console.show_run, result, verdicts):
+        results.write(result, json)
+        outputs.write(verdicts)
+        if report is not None:
+            module.write_result(result, report)
     if report is not None:
-        module.write_result(result, report)
         terminal.line(f"wrote {report}", style="bold")
     benching.refuse_partial(result["bench"], json)
     raise typer.Exit(errors.EXIT_OK if verdicts.verdict == "pass" else errors.EXIT_GATE)
