@@ -126,7 +126,7 @@ def root(
 
         typer.echo(__version__)
         raise typer.Exit
-    settings, where = config.load(Path.cwd())
+    settings, where = config.load(config.here())
     if settings:
         from vggdeploy import policy, targets
 
@@ -664,20 +664,6 @@ def main(arguments: list[str] | None = None, program: typer.Typer = app) -> int:
         code = int(
             program([word for word in given if word != "--debug"], standalone_mode=False) or 0
         )
-    except errors.VggdeployError as error:
-        if debug:
-            traceback.print_exc()
-        terminal.line(f"error: {error}", style="red")
-        return error.exit_code
-    except MemoryError as error:
-        lacking = errors.MissingError(
-            "there is not enough memory",
-            got=error,
-            expected="room for the network and the batch",
-            fix="use a smaller batch or network, or a machine with more",
-        )
-        terminal.line(f"error: {lacking}", style="red")
-        return lacking.exit_code
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own usage errors
             if type(error).__name__ == "NoArgsIsHelpError":
@@ -687,6 +673,10 @@ def main(arguments: list[str] | None = None, program: typer.Typer = app) -> int:
             return int(error.exit_code)
         if debug:
             traceback.print_exc()
+        known = _known(error)
+        if known is not None:
+            terminal.line(f"error: {known}", style="red")
+            return known.exit_code
         # A bug of ours: one line for the user, the traceback on request.
         terminal.line(
             f"error: {type(error).__name__}: {error} -- this is a bug: run again with --debug and "
@@ -697,6 +687,27 @@ def main(arguments: list[str] | None = None, program: typer.Typer = app) -> int:
     if code == errors.EXIT_INTERRUPTED:
         terminal.line("interrupted: nothing half-written was left")
     return code
+
+
+def _known(error: Exception) -> errors.VggdeployError | None:
+    """What went wrong as an error of the tree; None for what should never be met."""
+    if isinstance(error, errors.VggdeployError):
+        return error
+    if isinstance(error, MemoryError):
+        return errors.MissingError(
+            "there is not enough memory",
+            got=error,
+            expected="room for the network and the batch",
+            fix="use a smaller batch or network, or a machine with more",
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return errors.ConfigError(
+            f"{error.filename} cannot be used",
+            got=error.strerror,
+            expected="a path that this system takes and this user may use",
+            fix="check the path, and who may read and write there",
+        )
+    return None
 
 
 def _usage(error: Any) -> errors.ConfigError:

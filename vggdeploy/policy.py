@@ -7,6 +7,7 @@ otherwise for a target; a flag comes before them.
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -258,7 +259,7 @@ def _number(key: str, value: Any, where: str) -> None:
     if not number or not abs(value) < HUGE:
         raise ConfigError(
             f"{where}: bound {key} is wrong",
-            got=repr(value)[:40],
+            got=reprlib.repr(value),
             expected=f"a number below {HUGE:g}",
             fix="mend the flag or the setting",
         )

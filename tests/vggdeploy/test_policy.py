@@ -91,7 +91,7 @@ def test_a_share_of_1_is_what_no_sample_shows(key):
         ({"max_drop": 1}, "expected above -1 and below 1"),
         ({"min_sqnr": -1e29}, "expected above -2000"),
         ({"min_agreement": 0}, "expected above 0 and below 1; divide percent by 100"),
-        ({"max_p50": 10**400}, r"got 10{39}, expected a number below 1e\+30"),
+        ({"max_p50": 10**400}, r"got 10+\.\.\.0+, expected a number below 1e\+30"),
         ({"max_ratio": {"p50": 10**400}}, "expected a number below"),
     ],
 )
