@@ -29,7 +29,7 @@ from vggdeploy import (
 from vggdeploy.terminal import Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from vggdeploy.inputs import BuildOptions
     from vggdeploy.policy import Policies
@@ -77,19 +77,20 @@ def _options(context: typer.Context) -> BuildOptions:
     return BuildOptions(**{name: context.params[name] for name in names if name in context.params})
 
 
+def _flagged(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """Those of `names` that were given as flags, and not by settings."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+
+
 def _policies(context: typer.Context) -> Policies:
     """The bounds of a gate, by flags and settings."""
     from vggdeploy import policy
 
     given = {name: context.params[name] for name in policy.BOUNDS}
     given[policy.MAX_RATIO], targets = context.obj or ({}, {})
-    first = {
-        name
-        for name in policy.BOUNDS
-        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
-    }
     flagged = policy.ratios(context.params[policy.MAX_RATIO] or ())
-    found = policy.Policies(given, first, targets, flagged)
+    found = policy.Policies(given, _flagged(context, policy.BOUNDS), targets, flagged)
     found.of("")  # what is wrong is said before any work
     return found
 
@@ -475,6 +476,15 @@ def gate(
     results.refuse_overwrite(json, force)
     outputs = ci.Outputs(junit, summary, annotations)
     outputs.check(force, json, read=[*paths, baseline])
+    of_bundles = ("data", "reference", "device", "native", "trusted_keys")
+    if (idle := _flagged(context, of_bundles)) and not any(path.is_dir() for path in paths):
+        words = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise errors.ConfigError(
+            f"{words} {'go' if len(idle) > 1 else 'goes'} with a bundle, which is verified first",
+            got=f"no folder among {', '.join(map(str, paths))}",
+            expected="a bundle's",
+            fix=f"drop {words}, or give the bundle in place of its verification",
+        )
     verdicts = pipeline.gate(
         paths,
         _policies(context),
