@@ -337,6 +337,7 @@ COMMANDS = [
     ("gate short.json", 2, "no usable"),
     ("gate build.json --min-agreement 2", 2, "bound min_agreement is wrong"),
     ("gate build.json --max-ratio p50", 2, "METRIC=RATIO"),
+    ("gate build.json --max-ratio p50=1 --max-ratio p50=2", 2, "p50 twice: got p50=1, p50=2"),
     ("gate build.json --baseline nowhere.json", 2, "nowhere.json"),
     ("gate build.json --data labelled", 2, "--data goes with a bundle"),
     ("gate build.json --reference x.onnx --native", 2, "--reference and --native go with a bundle"),
@@ -357,7 +358,8 @@ COMMANDS = [
     # typer's own errors, as a line of ours
     ("nonsense", 2, "no such command"),
     ("build --nonsense", 2, "no such option"),
-    ("build --seed", 2, "requires an argument"),
+    ("build --seed", 2, "requires an argument, expected what 'vggdeploy build' takes"),
+    ("bundle pack full --out", 2, "see 'vggdeploy bundle pack --help'"),
     ("bench empty --batch many", 2, "'--batch'"),
     ("verify", 2, "missing argument 'BUNDLE'"),
     ("verify empty full", 2, "unexpected extra argument"),

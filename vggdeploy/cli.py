@@ -679,7 +679,7 @@ def main(arguments: list[str] | None = None, program: typer.Typer = app) -> int:
             if type(error).__name__ == "NoArgsIsHelpError":
                 error.show()
             else:
-                terminal.line(f"error: {_usage(error)}", style="red")
+                terminal.line(f"error: {_usage(error, _called(program, given))}", style="red")
             return int(error.exit_code)
         if debug:
             traceback.print_exc()
@@ -720,10 +720,22 @@ def _known(error: Exception) -> errors.VggdeployError | None:
     return None
 
 
-def _usage(error: Any) -> errors.ConfigError:
+def _called(program: typer.Typer, words: list[str]) -> str:
+    """The command that words begin with."""
+    command: Any = typer.main.get_command(program)
+    names = ["vggdeploy"]
+    for word in words:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            break
+        names.append(word)
+    return " ".join(names)
+
+
+def _usage(error: Any, called: str) -> errors.ConfigError:
     """What typer says of words that it cannot make a command of."""
     context = getattr(error, "ctx", None)
-    command = context.command_path if context else "vggdeploy"
+    command = context.command_path if context else called
     said = error.format_message().rstrip(".").removeprefix("Got ")
     return errors.ConfigError(
         "the command line is wrong",
