@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # Ground first; on one floor only from names listed earlier.
 FLOORS = [
-    ["text", "errors", "limits", "forms", "digests", "machine", "locks", "atomic", "topology", "preprocess"],
+    ["text", "errors", "streams", "limits", "forms", "toml", "digests", "machine", "locks", "atomic", "topology", "preprocess"],
     [
         "contracts", "cache", "signing", "manifest", "bundle", "tuning", "packing", "results", "dataset", "graphs", "graph_layers", "opsets", "half", "pixels", "signs",
         "parity", "budget", "roofline", "gpus", "config", "demo", "demo.widen", "demo.digits", "checkpoints", "reference",

@@ -8,6 +8,9 @@ import sys
 def entry() -> None:
     """Run the command line. It is imported here, so that Ctrl-C then ends as it does later."""
     try:
+        from vggdeploy import streams
+
+        streams.secure()
         from vggdeploy.cli import main
 
         code = main()

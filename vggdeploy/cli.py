@@ -3,6 +3,7 @@ standard error."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -28,6 +29,8 @@ from vggdeploy import (
 from vggdeploy.terminal import Terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
     from vggdeploy.inputs import BuildOptions
     from vggdeploy.policy import Policies
 
@@ -45,6 +48,27 @@ app.add_typer(bundle_commands.app, name="bundle")
 terminal = Terminal()
 
 
+@contextlib.contextmanager
+def _then(show: Callable[..., None], *what: object) -> Iterator[None]:
+    """Shows on the terminal what the block writes: after it, and where it cannot be written too."""
+    try:
+        yield
+    finally:
+        show(terminal, *what)
+
+
+def _show_calibration(screen: Terminal, result: Mapping[str, Any]) -> None:
+    if "layers" in result:
+        console.show_sensitivity(screen, result)
+    for written in filter(None, (result["table"], result["trt_cache"], result["plot"])):
+        screen.line(f"wrote {written}", style="bold")
+
+
+def _show_layers_and_bench(screen: Terminal, result: Mapping[str, Any]) -> None:
+    layers_table.show_layers(screen, result["budget"])
+    bench_table.show_bench(screen, result)
+
+
 def _options(context: typer.Context) -> BuildOptions:
     """The flags of a command that are options of a build."""
     from vggdeploy.inputs import BuildOptions
@@ -53,19 +77,20 @@ def _options(context: typer.Context) -> BuildOptions:
     return BuildOptions(**{name: context.params[name] for name in names if name in context.params})
 
 
+def _flagged(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """Those of `names` that were given as flags, and not by settings."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+
+
 def _policies(context: typer.Context) -> Policies:
     """The bounds of a gate, by flags and settings."""
     from vggdeploy import policy
 
     given = {name: context.params[name] for name in policy.BOUNDS}
     given[policy.MAX_RATIO], targets = context.obj or ({}, {})
-    first = {
-        name
-        for name in policy.BOUNDS
-        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
-    }
     flagged = policy.ratios(context.params[policy.MAX_RATIO] or ())
-    found = policy.Policies(given, first, targets, flagged)
+    found = policy.Policies(given, _flagged(context, policy.BOUNDS), targets, flagged)
     found.of("")  # what is wrong is said before any work
     return found
 
@@ -102,7 +127,7 @@ def root(
 
         typer.echo(__version__)
         raise typer.Exit
-    settings, where = config.load(Path.cwd())
+    settings, where = config.load(config.here())
     if settings:
         from vggdeploy import policy, targets
 
@@ -126,8 +151,8 @@ def doctor(json: flags.Json = None, force: flags.Force = False) -> None:
 
     results.refuse_overwrite(json, force)
     result = module.doctor()
-    console.show_doctor(terminal, result)
-    results.write(result, json)
+    with _then(console.show_doctor, result):
+        results.write(result, json)
 
 
 @app.command()
@@ -148,8 +173,8 @@ def budget(
     network = topology.network(arch, num_classes=num_classes, input_size=(input_size, input_size))
     result = module.budget(network, precision, batch).to_json()
     yardstick = module.budget(topology.alexnet(), precision, batch).to_json()
-    console.show_budget(terminal, result, yardstick)
-    results.write({**result, "compared_with": yardstick}, json)
+    with _then(console.show_budget, result, yardstick):
+        results.write({**result, "compared_with": yardstick}, json)
 
 
 @app.command()
@@ -169,8 +194,8 @@ def export(
 
     results.refuse_overwrite(json, force, out)
     result = pipeline.export_graph(_options(context), terminal)
-    terminal.line(f"wrote {result['onnx']}", style="bold")
     results.write(result, json)
+    terminal.line(f"wrote {result['onnx']}", style="bold")
 
 
 @app.command()
@@ -216,11 +241,8 @@ def calibrate(
 
     results.refuse_overwrite(json, force, out)
     result = pipeline.calibrate(_options(context), terminal, rank=sensitivity, plot=plot)
-    if sensitivity:
-        console.show_sensitivity(terminal, result)
-    for written in filter(None, (result["table"], result["trt_cache"], result["plot"])):
-        terminal.line(f"wrote {written}", style="bold")
-    results.write(result, json)
+    with _then(_show_calibration, result):
+        results.write(result, json)
 
 
 @app.command()
@@ -268,8 +290,8 @@ def build(
 
     results.refuse_overwrite(json, force, out)
     result = pipeline.build(_options(context), terminal)
-    console.show_build(terminal, result)
-    results.write(result, json)
+    with _then(console.show_build, result):
+        results.write(result, json)
 
 
 @app.command()
@@ -296,8 +318,8 @@ def compile(  # noqa: A001  # a command is named as its function
     result = compiling.compile_bundle(
         bundle, out=out, force=force, changes=changes, trusted=trusted_keys, reporter=terminal
     )
-    console.show_compile(terminal, result)
-    results.write(result, json)
+    with _then(console.show_compile, result):
+        results.write(result, json)
 
 
 @app.command()
@@ -324,8 +346,8 @@ def verify(
         trusted=trusted_keys,
         reporter=terminal,
     )
-    console.show_verify(terminal, result)
-    results.write(result, json)
+    with _then(console.show_verify, result):
+        results.write(result, json)
 
 
 @app.command()
@@ -361,13 +383,12 @@ def bench(
     options = benching.options(context.params)
     if against is None:
         result = benching.bench(bundle, options, terminal, trusted_keys)
-        if layers:
-            layers_table.show_layers(terminal, result["budget"])
-        bench_table.show_bench(terminal, result)
+        show = _show_layers_and_bench if layers else bench_table.show_bench
     else:
         result = benching.against(bundle, against, options, terminal, seed, trusted_keys)
-        speed_table.show_against(terminal, result)
-    results.write(result, json)
+        show = speed_table.show_against
+    with _then(show, result):
+        results.write(result, json)
     benching.refuse_partial(result, json)
 
 
@@ -391,8 +412,8 @@ def tune(
     results.refuse_overwrite(json, force)
     options = TuneOptions(goal, latency_bound, seconds, device, max_batch, seed)
     result = speed.tune(bundle, options, terminal, trusted_keys)
-    speed_table.show_tune(terminal, result)
-    results.write(result, json)
+    with _then(speed_table.show_tune, result):
+        results.write(result, json)
     raise typer.Exit(errors.EXIT_OK if result["winner"] else errors.EXIT_GATE)
 
 
@@ -410,8 +431,8 @@ def compare(
 
     results.refuse_overwrite(json, force)
     result = speed.compare(a, b, across_machines=across_machines, seed=seed)
-    speed_table.show_comparison(terminal, result)
-    results.write(result, json)
+    with _then(speed_table.show_comparison, result):
+        results.write(result, json)
 
 
 @app.command()
@@ -455,6 +476,15 @@ def gate(
     results.refuse_overwrite(json, force)
     outputs = ci.Outputs(junit, summary, annotations)
     outputs.check(force, json, read=[*paths, baseline])
+    of_bundles = ("data", "reference", "device", "native", "trusted_keys")
+    if (idle := _flagged(context, of_bundles)) and not any(path.is_dir() for path in paths):
+        words = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise errors.ConfigError(
+            f"{words} {'go' if len(idle) > 1 else 'goes'} with a bundle, which is verified first",
+            got=f"no folder among {', '.join(map(str, paths))}",
+            expected="a bundle's",
+            fix=f"drop {words}, or give the bundle in place of its verification",
+        )
     verdicts = pipeline.gate(
         paths,
         _policies(context),
@@ -467,9 +497,9 @@ def gate(
         trusted=trusted_keys,
         reporter=terminal,
     )
-    gate_table.show_gate(terminal, verdicts)
-    results.write(verdicts.to_json(), json)
-    outputs.write(verdicts)
+    with _then(gate_table.show_gate, verdicts):
+        results.write(verdicts.to_json(), json)
+        outputs.write(verdicts)
     raise typer.Exit(errors.EXIT_OK if verdicts.verdict == "pass" else errors.EXIT_GATE)
 
 
@@ -488,6 +518,7 @@ def baseline(
 
     results.refuse_overwrite(json, force, out)
     result = module.update(out, paths, reason)
+    results.write(result, json)
     before = result["replaced"]
     terminal.line(
         f"{out}: {result['target']} is now {result['digest'][:16]}..., "
@@ -499,7 +530,6 @@ def baseline(
             "this bundle too",
             style="yellow",
         )
-    results.write(result, json)
 
 
 @app.command()
@@ -519,9 +549,9 @@ def report(
 
     results.refuse_overwrite(json, force)
     result = module.write(paths, out, markdown, force=force, json=json)
+    results.write(result, json)
     for written in filter(None, (result["html"], result["markdown"])):
         terminal.line(f"wrote {written}", style="bold")
-    results.write(result, json)
 
 
 @app.command()
@@ -609,11 +639,12 @@ def run(
         seconds=seconds,
         reporter=terminal,
     )
-    console.show_run(terminal, result, verdicts)
-    results.write(result, json)
-    outputs.write(verdicts)
+    with _then(console.show_run, result, verdicts):
+        results.write(result, json)
+        outputs.write(verdicts)
+        if report is not None:
+            module.write_result(result, report)
     if report is not None:
-        module.write_result(result, report)
         terminal.line(f"wrote {report}", style="bold")
     benching.refuse_partial(result["bench"], json)
     raise typer.Exit(errors.EXIT_OK if verdicts.verdict == "pass" else errors.EXIT_GATE)
@@ -643,29 +674,19 @@ def main(arguments: list[str] | None = None, program: typer.Typer = app) -> int:
         code = int(
             program([word for word in given if word != "--debug"], standalone_mode=False) or 0
         )
-    except errors.VggdeployError as error:
-        if debug:
-            traceback.print_exc()
-        terminal.line(f"error: {error}", style="red")
-        return error.exit_code
-    except MemoryError as error:
-        lacking = errors.MissingError(
-            "there is not enough memory",
-            got=error,
-            expected="room for the network and the batch",
-            fix="use a smaller batch or network, or a machine with more",
-        )
-        terminal.line(f"error: {lacking}", style="red")
-        return lacking.exit_code
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own usage errors
             if type(error).__name__ == "NoArgsIsHelpError":
                 error.show()
             else:
-                terminal.line(f"error: {_usage(error)}", style="red")
+                terminal.line(f"error: {_usage(error, _called(program, given))}", style="red")
             return int(error.exit_code)
         if debug:
             traceback.print_exc()
+        known = _known(error)
+        if known is not None:
+            terminal.line(f"error: {known}", style="red")
+            return known.exit_code
         # A bug of ours: one line for the user, the traceback on request.
         terminal.line(
             f"error: {type(error).__name__}: {error} -- this is a bug: run again with --debug and "
@@ -678,10 +699,43 @@ def main(arguments: list[str] | None = None, program: typer.Typer = app) -> int:
     return code
 
 
-def _usage(error: Any) -> errors.ConfigError:
+def _known(error: Exception) -> errors.VggdeployError | None:
+    """What went wrong as an error of the tree; None for what should never be met."""
+    if isinstance(error, errors.VggdeployError):
+        return error
+    if isinstance(error, MemoryError):
+        return errors.MissingError(
+            "there is not enough memory",
+            got=error,
+            expected="room for the network and the batch",
+            fix="use a smaller batch or network, or a machine with more",
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return errors.ConfigError(
+            f"{error.filename} cannot be used",
+            got=error.strerror,
+            expected="a path that this system takes and this user may use",
+            fix="check the path, and who may read and write there",
+        )
+    return None
+
+
+def _called(program: typer.Typer, words: list[str]) -> str:
+    """The command that words begin with."""
+    command: Any = typer.main.get_command(program)
+    names = ["vggdeploy"]
+    for word in words:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            break
+        names.append(word)
+    return " ".join(names)
+
+
+def _usage(error: Any, called: str) -> errors.ConfigError:
     """What typer says of words that it cannot make a command of."""
     context = getattr(error, "ctx", None)
-    command = context.command_path if context else "vggdeploy"
+    command = context.command_path if context else called
     said = error.format_message().rstrip(".").removeprefix("Got ")
     return errors.ConfigError(
         "the command line is wrong",

@@ -8,20 +8,15 @@ its own that `policy.split` takes out first.
 from __future__ import annotations
 
 import difflib
-import sys
+import reprlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vggdeploy import forms, limits
+from vggdeploy import forms, toml
 from vggdeploy.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
 Kind = Literal["switch", "whole", "number", "text", "texts"]
 _KINDS: dict[Kind, tuple[Any, str]] = {
@@ -35,6 +30,23 @@ _KINDS: dict[Kind, tuple[Any, str]] = {
 OWN, SHARED = "vggdeploy.toml", "pyproject.toml"
 
 
+def here() -> Path:
+    """The folder that the program was called in.
+
+    Raises:
+        ConfigError: when it was removed.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "the working directory is gone",
+            got="a folder that was removed",
+            expected="one that exists",
+            fix="change to another",
+        ) from error
+
+
 def load(folder: Path) -> tuple[dict[str, Any], str]:
     """The settings that apply in `folder`, and the file they are from; empty where there are none.
 
@@ -44,24 +56,10 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
     """
     for name in (OWN, SHARED):
         path = folder / name
-        if not (path.exists() or path.is_symlink()):
-            continue
-        if not path.is_file():
-            raise ConfigError(
-                f"settings file {path} cannot be read",
-                got="a link to nothing" if not path.exists() else "no plain file",
-                expected="TOML in UTF-8",
-                fix="mend or remove it",
-            )
         try:
-            table = tomllib.loads(limits.read_text(path, limits.TOML_BYTES))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"settings file {path} cannot be read",
-                got=error,
-                expected="TOML in UTF-8",
-                fix="mend the file",
-            ) from error
+            table = toml.read(path, "settings")
+        except FileNotFoundError:
+            continue
         if name == SHARED:
             tool = table.get("tool", {})
             table = tool.get("vggdeploy", {}) if isinstance(tool, dict) else tool
@@ -110,7 +108,7 @@ def defaults(
         if key in commands and key not in anywhere:
             raise ConfigError(
                 f"{where}: {key} is wrong",
-                got=repr(value)[:40],
+                got=reprlib.repr(value),
                 expected=f"a table [{key}] of the settings of that command",
                 fix="make it a table, or remove it",
             )
@@ -128,7 +126,7 @@ def _require_kind(key: str, value: object, kind: Kind, where: str) -> None:
     if forms.misfit(value, form) is not None:
         raise ConfigError(
             f"{where}: {key} is wrong",
-            got=repr(value)[:40],
+            got=reprlib.repr(value),
             expected=expected,
             fix="mend or remove it",
         )

@@ -33,11 +33,11 @@ def cells(criterion: Criterion) -> tuple[str, str, str, str, str]:
 
 
 def _apart(criterion: Criterion) -> tuple[str, str]:
-    """Bound and value: bytes to the last, else six digits, and more where two figures would look
-    like one."""
+    """Bound and value: bytes to the last one, else six digits, and more where two figures would
+    look like one."""
     bound, value = criterion.bound, criterion.value
     if criterion.unit == "bytes":
-        return f"{bound:,.0f}", "none" if value is None else f"{value:,.0f}"
+        return f"{bound:,.15g}", "none" if value is None else f"{value:,.15g}"
     if value is None:
         return f"{bound:.6g}", "none"
     shown = ((f"{bound:.{digits}g}", f"{value:.{digits}g}") for digits in range(6, 18))

@@ -270,18 +270,10 @@ def gate(
     `across_machines` allows results of different machines.
 
     Raises:
-        ConfigError: for `data` or `reference` without a bundle to verify.
         ResultError: for a file that is no result, or no baseline.
     """
     if baseline is not None:
         baselines.read(baseline)
-    if (data or reference) and not any(path.is_dir() for path in paths):
-        raise ConfigError(
-            "--data and --reference go with a bundle, which is verified first",
-            got="results alone",
-            expected="a bundle among them",
-            fix="drop them, or give the bundle in place of its verification",
-        )
     found = [
         verification.verify(
             path,

@@ -7,7 +7,6 @@ the network was trained with costs more accuracy than INT8 does.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,13 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from vggdeploy import limits
+from vggdeploy import toml
 from vggdeploy.errors import ConfigError, DatasetError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -139,20 +133,13 @@ def load(name_or_file: str) -> Preprocess:
             fix="choose one with --preprocess",
         )
     try:
-        table = tomllib.loads(limits.read_text(path, limits.TOML_BYTES))
+        table = toml.read(path, "preprocessing")
     except FileNotFoundError as error:
         raise ConfigError(
             f"preprocessing file {path} does not exist",
             got="nothing there",
             expected="a .toml file of preprocessing",
             fix="check the path",
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"preprocessing file {path} cannot be read",
-            got=error,
-            expected="TOML in UTF-8",
-            fix="mend the file",
         ) from error
     return from_mapping(table, where=str(path))
 

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from vggdeploy.topology import Layer, Network
 
 
+ENDINGS = (".safetensors", ".pth", ".pt")
+"""What files of weights end in."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """Where weights come from, checked against nothing yet.
@@ -76,7 +80,7 @@ def locate(
         if source == "imagenet"
         else Path(source).expanduser().resolve()
     )
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
+    if path.suffix not in ENDINGS:
         raise WeightsError(
             "unknown weights",
             got=repr(source),

@@ -133,7 +133,7 @@ def private_key(path: Path) -> Ed25519PrivateKey:
         MissingError: without the package cryptography.
     """
     _require()
-    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.exceptions import InternalError, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -148,7 +148,7 @@ def private_key(path: Path) -> Ed25519PrivateKey:
         )
     try:
         key = serialization.load_pem_private_key(content, password if encrypted else None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
         raise ConfigError(
             f"private key {path} cannot be read",
             got="another password, or no such key" if encrypted else "no private key",
@@ -194,7 +194,7 @@ def trusted_keys(place: Path) -> Keys:
 
 
 def _public_keys(file: Path) -> list[Ed25519PublicKey]:
-    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.exceptions import InternalError, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -210,7 +210,7 @@ def _public_keys(file: Path) -> list[Ed25519PublicKey]:
     for block in _PUBLIC.findall(content):
         try:
             key = serialization.load_pem_public_key(block)
-        except (ValueError, UnsupportedAlgorithm) as error:
+        except (ValueError, UnsupportedAlgorithm, InternalError) as error:
             raise _unreadable(file, error) from error
         if not isinstance(key, Ed25519PublicKey):
             raise _unreadable(file, "a key of another kind")

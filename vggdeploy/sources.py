@@ -193,22 +193,26 @@ def from_file(path: Path, manifest: Mapping[str, Any]) -> Source:
     """The source that ``--reference`` names, for a bundle: its weights or graph, moved elsewhere.
 
     Raises:
-        WeightsError: when it is not what the bundle was built from.
+        WeightsError: when it is not there, or not what the bundle was built from.
     """
-    said = dict(manifest["model"])
-    said["onnx" if path.suffix == ".onnx" else "weights"] = str(path)
-    if path.suffix == ".onnx":
-        said.pop("weights", None)
-    else:
-        said.pop("onnx", None)
-        if "arch" not in said:
-            raise WeightsError(
-                f"{path} cannot be the reference of a foreign network",
-                got=f"a file of the ending {path.suffix!r}",
-                expected="the .onnx file that the bundle was built from",
-                fix="give --reference that file",
-            )
-    return from_manifest({**manifest, "model": said})
+    said, path = manifest["model"], path.expanduser()
+    key, endings = ("onnx", (".onnx",)) if "onnx" in said else ("weights", references.ENDINGS)
+    expected = f"the file that the bundle was built from, {' or '.join(endings)}"
+    if not path.is_file():
+        raise WeightsError(
+            f"--reference {path} {'is no file' if path.exists() else 'does not exist'}",
+            got="a folder" if path.is_dir() else "nothing there",
+            expected=expected,
+            fix="give --reference the path where it lies now",
+        )
+    if path.suffix not in endings:
+        raise WeightsError(
+            f"--reference {path} cannot be the reference of {said.get('name', 'this network')}",
+            got=f"a file of the ending {path.suffix!r}",
+            expected=expected,
+            fix="give --reference that file",
+        )
+    return from_manifest({**manifest, "model": {**said, key: str(path)}})
 
 
 def require_same(source: Source, manifest: Mapping[str, Any]) -> None:

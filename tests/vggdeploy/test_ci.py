@@ -94,6 +94,8 @@ def test_a_gate_is_a_suite_of_its_criteria():
 def test_bytes_are_shown_to_the_last_and_figures_apart():
     size = Criterion("max_engine_bytes", 138_357_543, 138_357_544, "fail", unit="bytes")
     assert gate_table.cells(size)[1:3] == ("138,357,543 bytes", "138,357,544")
+    part = Criterion("max_engine_bytes", 1.5, 2, "fail", unit="bytes")
+    assert gate_table.cells(part)[1:3] == ("1.5 bytes", "2")
     hair = Criterion("min_cosine", 0.97, 0.97 - 1e-9, "fail")
     assert gate_table.cells(hair)[1:3] == ("0.97", "0.969999999")
     assert gate_table.cells(PASSED)[1:3] == ("0.97", "0.98")

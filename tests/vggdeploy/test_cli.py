@@ -439,9 +439,48 @@ def test_an_empty_argument_is_refused(capsys: Capture, elsewhere: Path) -> None:
     assert "an argument is empty" in refused(capsys, "build", "--calib-data", "")
 
 
-def test_data_goes_with_a_bundle(capsys: Capture, elsewhere: Path) -> None:
-    (elsewhere / "r.json").write_text("{}")
-    assert "go with a bundle" in refused(capsys, "gate", "r.json", "--data", "demo")
+def test_a_folder_that_is_gone(capsys: Capture, elsewhere: Path) -> None:
+    elsewhere.rmdir()
+    assert "the working directory is gone" in refused(capsys, "budget")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["gate", "LONG"],
+        ["gate", "LONG/r.json"],
+        ["budget", "--json", "LONG"],
+        ["build", "--weights", "LONG.pth"],
+        ["bundle", "inspect", "LONG"],
+    ],
+    ids=" ".join,
+)
+def test_a_path_that_no_system_takes(capsys: Capture, elsewhere: Path, words: list[str]) -> None:
+    line = refused(capsys, *(word.replace("LONG", "x" * 300) for word in words))
+    assert "got File name too long" in line or "Errno 36" in line
+
+
+def test_a_path_through_a_folder_that_lets_nobody_in(
+    capsys: Capture, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.is_dir", denied)
+    line = refused(capsys, "gate", "shut/r.json")
+    assert "shut/r.json cannot be used: got Permission denied, expected a path" in line
+
+
+def test_what_a_bundle_is_verified_with_is_not_for_results_but_as_a_setting(
+    capsys: Capture, elsewhere: Path
+) -> None:
+    result = {"kind": "build", "target": "ov-int8", "digest": "d" * 64, "engine_bytes": 9}
+    (elsewhere / "r.json").write_text(json.dumps({"schema": 1, **result}))
+    line = refused(capsys, "gate", "r.json", "--data", "demo", "--trusted-keys", "keys")
+    assert "--data and --trusted-keys go with a bundle, which is verified first" in line
+    assert "got no folder among r.json, expected a bundle's -- drop" in line
+    (elsewhere / "vggdeploy.toml").write_text('device = "GPU"\ntrusted_keys = "keys"\ndata = "d"\n')
+    assert main(["gate", "r.json", "--max-engine-bytes", "9"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,42 @@ def test_settings_do_not_vanish_where_their_place_is_taken(tmp_path):
         config.load(tmp_path)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_settings(tmp_path):
+    (tmp_path / config.OWN).write_bytes(b"\xef\xbb\xbfseed = 1\n")
+    assert config.load(tmp_path)[0] == {"seed": 1}
+
+
+@pytest.mark.parametrize(
+    "digits", ["0x" + "f" * 40_000, "9" * 40_000, "0x8" + "0" * 15, str(-(2**63) - 1)]
+)
+@pytest.mark.parametrize("form", ["seed = {}", "[gate]\nmax_drop = [1, {{ x = {} }}]"])
+def test_a_whole_number_beyond_64_bits_is_refused(tmp_path, form, digits):
+    write(tmp_path, own=form.format(digits))
+    with pytest.raises(ConfigError, match="got a whole number of more than 64 bits, expected TOML"):
+        config.load(tmp_path)
+
+
+def test_whole_numbers_of_64_bits_are_taken(tmp_path):
+    write(tmp_path, own=f"a = {2**63 - 1}\nb = {-(2**63)}\n")
+    assert config.load(tmp_path)[0] == {"a": 2**63 - 1, "b": -(2**63)}
+
+
+def test_a_value_in_tables_in_tables_is_refused_as_any_other(tmp_path):
+    write(tmp_path, own="[build]\nseed" + ".a" * 2_000 + " = 1\n")
+    settings, _ = config.load(tmp_path)
+    with pytest.raises(ConfigError, match=r"\[build\] seed is wrong: got \{'a'"):
+        defaults(**settings)
+
+
+def test_settings_that_cannot_be_looked_for_do_not_vanish(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.lstat", denied)
+    with pytest.raises(ConfigError, match=r"vggdeploy\.toml cannot be read: got .*denied"):
+        config.load(tmp_path)
+
+
 def test_pyproject_has_them_in_its_tool_table(tmp_path):
     write(
         tmp_path,

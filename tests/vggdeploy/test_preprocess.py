@@ -152,6 +152,7 @@ def test_a_toml_file_is_read(tmp_path):
         layout="nhwc",
     )
     assert preprocess.load(toml(tmp_path, "")) == Preprocess()
+    assert preprocess.load(toml(tmp_path, "\ufeffscale = 2")).scale == 2
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,8 @@ def test_a_toml_file_is_read(tmp_path):
         ("scale = -1.0", "std and scale"),
         ("scale = nan", "scale is wrong"),
         ("scale = inf", "scale is wrong"),
-        ("scale = 1" + "0" * 400, "scale"),
+        ("scale = 1" + "0" * 400, "got a whole number of more than 64 bits"),
+        ("scale = 0x" + "f" * 40_000, "got a whole number of more than 64 bits"),
         ("mean = [0.5, 0.5]", "mean is wrong"),
         ("mean = 0.5", "mean is wrong"),
         ('mean = ["a", "b", "c"]', "mean is wrong"),

@@ -531,3 +531,16 @@ def test_keygen_and_sign_say_what_they_did(path, tmp_path, capsys):
     assert main(arguments) == 0
     assert json.loads(capsys.readouterr().out)["key"] == made["key"]
     assert main(["bundle", "keygen", "--out", str(tmp_path / "k")]) == 2
+
+
+def test_a_key_of_another_curve_in_so_many_bytes_is_refused(keys, tmp_path):
+    """OpenSSL itself does not know what is wrong with an Ed25519 key that says it is of Ed448."""
+    for name in ("builder", "builder.pub"):
+        head, *body, tail = (keys / name).read_text().splitlines()
+        der = base64.b64decode("".join(body)).replace(
+            bytes.fromhex("2b6570"), bytes.fromhex("2b6571")
+        )
+        path = tmp_path / name
+        path.write_text("\n".join([head, base64.b64encode(der).decode(), tail, ""]))
+        with pytest.raises(ConfigError, match="cannot be read|is of another kind"):
+            (signing.trusted_keys if name.endswith("pub") else signing.private_key)(path)

@@ -129,8 +129,27 @@ def test_wrong_reference_is_an_error_and_no_note(
     other = random_weights(topology.vgg("vgg16", width_divisor=8), tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match="not what the bundle was built from"):
         verify(slim_bundle, data=str(heldout_folder), reference=other)
-    with pytest.raises(WeightsError, match="does not exist"):
-        verify(slim_bundle, data=str(heldout_folder), reference=tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("none.safetensors", "does not exist: got nothing there"),
+        ("nope", "does not exist: got nothing there"),
+        ("folder.pth", "is no file: got a folder"),
+        ("notes.txt", "cannot be the reference of vgg16: got a file of the ending '.txt'"),
+    ],
+)
+def test_a_reference_that_is_none_is_told_by_its_flag(
+    slim_bundle: Path, heldout_folder: Path, tmp_path: Path, name: str, said: str
+) -> None:
+    (tmp_path / "folder.pth").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(WeightsError) as caught:
+        verify(slim_bundle, data=str(heldout_folder), reference=tmp_path / name)
+    line = str(caught.value)
+    assert line.startswith(f"--reference {tmp_path / name} {said}, expected the file")
+    assert "--weights" not in line
 
 
 def test_reference_without_data_is_not_ignored(slim_bundle: Path, tmp_path: Path) -> None:
