@@ -34,11 +34,11 @@ def pack(
     results.refuse_overwrite(json, force, out)
     results.refuse_overwrite(str(out), force, flag="--out")
     result = packing.pack(bundle, out, reporter=terminal)
+    results.write(result, json)
     terminal.line(
         f"packed {result['bytes'] / 1e6:.1f} MB into {out}, {result['packed_bytes'] / 1e6:.1f} MB",
         style="bold",
     )
-    results.write(result, json)
 
 
 @app.command()
@@ -54,10 +54,10 @@ def unpack(
 
     results.refuse_overwrite(json, force, out)
     result = packing.unpack(file, out, force=force, trusted=trusted_keys, reporter=terminal)
+    results.write(result, json)
     terminal.line(
         f"unpacked {result['target']}, {result['digest'][:16]}..., to {out}", style="bold"
     )
-    results.write(result, json)
 
 
 @app.command()
@@ -72,8 +72,10 @@ def inspect(
 
     results.refuse_overwrite(json, force)
     result = inspection.inspect(bundle, trusted=trusted_keys, reporter=terminal)
-    bundle_table.show_inspect(terminal, result)
-    results.write(result, json)
+    try:
+        results.write(result, json)
+    finally:
+        bundle_table.show_inspect(terminal, result)
     inspection.require(result)
 
 
@@ -87,9 +89,9 @@ def keygen(
 
     results.refuse_overwrite(json, False, out)
     result = signing.generate(out)
+    results.write(result, json)
     terminal.line(f"wrote {result['private']}, which signs: keep it where bundles are built")
     terminal.line(f"wrote {result['public']}, which devices trust: key {result['key']}", "bold")
-    results.write(result, json)
 
 
 @app.command()
@@ -104,5 +106,5 @@ def sign(
 
     results.refuse_overwrite(json, force)
     result = module.sign(bundle, key)
-    terminal.line(f"signed {result['digest'][:16]}... with key {result['key'][:16]}...", "bold")
     results.write(result, json)
+    terminal.line(f"signed {result['digest'][:16]}... with key {result['key'][:16]}...", "bold")

@@ -37,7 +37,9 @@ def read(path: Path, what: str) -> dict[str, Any]:
         if not path.is_file():
             got = "no plain file" if path.exists() else "a link to nothing"
             raise _unreadable(path, what, got)
-        table = tomllib.loads(limits.read_text(path, limits.TOML_BYTES).removeprefix(_BOM))
+        table: dict[str, Any] = tomllib.loads(
+            limits.read_text(path, limits.TOML_BYTES).removeprefix(_BOM)
+        )
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
