@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from vggdeploy import limits, topology
 from vggdeploy.errors import MissingError, WeightsError, require_package
@@ -188,7 +188,7 @@ def _require_short(file: IO[bytes], pickles: int) -> None:
     """
     for _ in range(pickles):
         try:
-            for _ in pickletools.genops(_Short(file)):
+            for _ in pickletools.genops(cast("IO[bytes]", _Short(file))):
                 pass
         except limits.OverLimitError:
             raise
