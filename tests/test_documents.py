@@ -136,7 +136,7 @@ def test_the_limits_of_the_guide_are_those_of_the_code():
         f"{limits.PACKED_RATIO} times in unpacking",
         f"other JSON of a bundle {limits.JSON_BYTES >> 20} MiB",
         f"results {limits.RESULT_BYTES >> 20} MiB",
-        f"settings {limits.TOML_BYTES >> 20} MiB",
+        f"settings {limits.TOML_BYTES >> 10} KiB",
         f"a calibration cache {limits.TRT_CACHE_BYTES >> 20} MiB",
         f"a header of {limits.SAFETENSORS_HEADER_BYTES >> 20} MiB and {limits.TENSORS:,} tensors",
         f"a graph of {(limits.ONNX_BYTES + 1) >> 30} GiB with {limits.ONNX_PARTS:,} parts",

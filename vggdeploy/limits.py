@@ -51,8 +51,13 @@ ARRAYS = 1 << 16
 RESULT_BYTES = 256 << 20
 """Of a result: one of MLPerf's valid length holds some million samples of 40 bytes."""
 
-TOML_BYTES = 1 << 20
-"""Of settings or a preprocessing recipe, which people write."""
+TOML_BYTES = 1 << 18
+"""Of settings or a preprocessing recipe, which people write; a pyproject.toml of 100 kB is a large
+one. Python's reader takes a second and 100 MB for as much of nothing but tables."""
+
+TOML_DOTS = 128
+"""In a line of it. A key of so many parts takes time and memory of their square, and only a line that
+lists a project's dependencies has many dots."""
 
 TRT_CACHE_BYTES = 16 << 20
 """Of a TensorRT calibration cache: a line of some 30 bytes for each tensor."""

@@ -14,6 +14,7 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _BOM = "\N{BYTE ORDER MARK}"
@@ -37,9 +38,10 @@ def read(path: Path, what: str) -> dict[str, Any]:
         if not path.is_file():
             got = "no plain file" if path.exists() else "a link to nothing"
             raise _unreadable(path, what, got)
-        table: dict[str, Any] = tomllib.loads(
-            limits.read_text(path, limits.TOML_BYTES).removeprefix(_BOM)
-        )
+        text = limits.read_text(path, limits.TOML_BYTES).removeprefix(_BOM)
+        if any(line.count(".") > limits.TOML_DOTS for line in _told(text)):
+            raise _unreadable(path, what, f"a line of more than {limits.TOML_DOTS} dots")
+        table: dict[str, Any] = tomllib.loads(text)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -53,6 +55,11 @@ def read(path: Path, what: str) -> dict[str, Any]:
         elif isinstance(value, int) and not -_MOST <= value < _MOST:
             raise _unreadable(path, what, _LONG)
     return table
+
+
+def _told(text: str) -> Iterator[str]:
+    """The lines that may hold a key."""
+    return (line for line in text.splitlines() if not line.lstrip().startswith("#"))
 
 
 def _unreadable(path: Path, what: str, got: object) -> ConfigError:
