@@ -2,7 +2,7 @@
 # make test    all tests
 # make check   lint, format and types
 # make test-cuda  the TensorRT runtime's tests, on a CUDA driver of host memory (compiles PyCUDA: minutes)
-# make faults  500 builds killed, 2,000 bits flipped, 16 builds at once (minutes)
+# make faults  500 kills of builds, 2,000 bits flipped, 16 builds at once (minutes)
 # make fuzz    100,000 inputs of every kind that others may have written (hours)
 # make overhead   what that runtime adds to a query
 # make figures the figures of the README: time, memory, and the comparison with NNCF and onnxruntime

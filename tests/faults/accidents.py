@@ -104,7 +104,7 @@ def kills(trial: Trial, count: int) -> tuple[str, bool]:
             littered += bool(left(root))
             shutil.rmtree(root)
     said = (
-        f"{killed} kills over {built} builds of {seconds:.2f} s: {corrupt} corrupt bundles, "
+        f"{killed} of {count} kills, over {built} builds of {seconds:.2f} s: {corrupt} corrupt bundles, "
         f"{failed} failed builds, {littered} left litter"
     )
     return said, killed >= count and not (corrupt or failed or littered)
