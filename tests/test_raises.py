@@ -43,6 +43,7 @@ INTERNAL = {
     ("benchmarks/power.py", "PowerError"): ["benchmarks/energy.py"],
     ("calib/table.py", "ValueError"): ["calib/table.py"],
     ("vggdeploy/manifest.py", "ValueError"): ["vggdeploy/manifest.py", "vggdeploy/bundle.py"],
+    ("vggdeploy/checkpoints.py", "OverLimitError"): ["vggdeploy/checkpoints.py"],
     ("vggdeploy/checkpoints.py", "ValueError"): ["vggdeploy/checkpoints.py"],
     ("vggdeploy/dataset.py", "DecompressionBombError"): ["vggdeploy/dataset.py"],
     ("vggdeploy/gates.py", "TypeError"): ["vggdeploy/gates.py"],
