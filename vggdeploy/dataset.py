@@ -12,7 +12,7 @@ import re
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -107,11 +107,16 @@ class Dataset:
         return replace(self, samples=rest)
 
     def digest(self) -> str:
-        """SHA-256 over names and contents; each image's header is checked on the way.
+        """SHA-256 over names and contents; each image's header is checked on the way. Files are read
+        for it once.
 
         Raises:
             DatasetError: for a file that cannot be read or is no image.
         """
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         total = hashlib.sha256()
         for sample, content in zip(self.samples, parallel(_content, self.samples), strict=True):
             name = sample.path.relative_to(self.root).as_posix()

@@ -58,8 +58,9 @@ def read(path: Path, what: str) -> dict[str, Any]:
 
 
 def _told(text: str) -> Iterator[str]:
-    """The lines that may hold a key."""
-    return (line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    """The lines that may hold a key. TOML ends them at a line feed alone: what else Python takes for
+    an end may stand in a key's quotes."""
+    return (line for line in text.split("\n") if not line.lstrip().startswith("#"))
 
 
 def _unreadable(path: Path, what: str, got: object) -> ConfigError:

@@ -50,7 +50,9 @@ def test_a_byte_order_mark_is_no_part_of_the_settings(tmp_path):
 
 def test_a_key_of_parts_without_end_is_refused_before_it_is_read(tmp_path):
     """Of 100,000 parts Python's reader makes all that they begin with: 12 GB."""
+    quoted = "a" + '."\u2028#"' * 200
     for text in (
+        quoted + " = 1",
         "a" + ".a" * 200 + " = 1",
         "[a" + '."="' * 200 + "]",
         'x = {"#" = 1, a' + ".a" * 200,
