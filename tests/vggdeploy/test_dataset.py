@@ -139,6 +139,15 @@ def test_the_digest_is_of_contents_and_names_and_not_of_the_place(tmp_path):
     assert dataset.scan(tmp_path / "one").digest() != base
 
 
+def test_files_are_read_once_for_the_digest(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    found = dataset.scan(tmp_path)
+    said = found.digest()
+    monkeypatch.setattr(dataset, "_content", lambda _: pytest.fail("it was read again"))
+    assert found.digest() == said
+    found.judged_digest()
+
+
 def test_the_digest_refuses_what_is_no_image(tmp_path):
     fill(tmp_path, "1.png", "3.png")
     (tmp_path / "2.png").write_text("no image")

@@ -270,10 +270,16 @@ def test_images_are_judged_wherever_a_test_goes(project, pytester, tiny_bundle, 
     done.assert_outcomes(passed=1)
 
 
-def test_a_ratio_is_taken_to_a_baseline(project, tiny_bundle, tmp_path):
+@pytest.fixture
+def first(tiny_bundle, tmp_path):
+    """A baseline of the bundle."""
     verified = {"schema": 1, **verification.verify(tiny_bundle)}
     (tmp_path / "verify.json").write_text(json.dumps(verified))
     baseline.update(tmp_path / "baseline.json", [tmp_path / "verify.json"], "the first")
+    return str(tmp_path / "baseline.json")
+
+
+def test_a_ratio_is_taken_to_a_baseline(project, tiny_bundle, first):
     code = """
         import pytest
 
@@ -289,7 +295,7 @@ def test_a_ratio_is_taken_to_a_baseline(project, tiny_bundle, tmp_path):
     without = project(code, *flags)
     without.assert_outcomes(errors=2)
     ends_in_one_line(without, "give --vggdeploy-baseline FILE")
-    done = project(code, *flags, "--vggdeploy-baseline", str(tmp_path / "baseline.json"))
+    done = project(code, *flags, "--vggdeploy-baseline", first)
     done.assert_outcomes(failed=1, passed=1)
     assert "max_ratio.sqnr" in text(done)
 
@@ -316,10 +322,7 @@ def test_an_image_file_is_read_for_the_runner(project, tiny_bundle):
     done.assert_outcomes(passed=1)
 
 
-def test_ratios_of_class_and_test_all_hold(project, tiny_bundle, tmp_path):
-    verified = {"schema": 1, **verification.verify(tiny_bundle)}
-    (tmp_path / "verify.json").write_text(json.dumps(verified))
-    baseline.update(tmp_path / "baseline.json", [tmp_path / "verify.json"], "the first")
+def test_ratios_of_class_and_test_all_hold(project, tiny_bundle, first):
     done = project(
         """
         import pytest
@@ -331,7 +334,7 @@ def test_ratios_of_class_and_test_all_hold(project, tiny_bundle, tmp_path):
                 pass
         """,
         "--vggdeploy-bundle", str(tiny_bundle),
-        "--vggdeploy-baseline", str(tmp_path / "baseline.json"),
+        "--vggdeploy-baseline", first,
     )  # fmt: skip
     done.assert_outcomes(failed=1)
     table = done.stdout.str()
