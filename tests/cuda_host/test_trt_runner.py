@@ -224,12 +224,13 @@ def test_device_time_is_apart_from_the_walls(
     api.context_kind = Slow
     with opened(api) as runner:
         assert runner.details["device_seconds"] is None
-        start = time.perf_counter()
-        scores(runner, images[:1])
-        wall = time.perf_counter() - start
-        assert 0.02 <= runner.details["device_seconds"] <= wall
-        scores(runner, images[:1])
-    assert 0.02 <= runner.details["device_seconds_p50"] < 0.1
+        walls = []
+        for _ in range(2):
+            start = time.perf_counter()
+            scores(runner, images[:1])
+            walls.append(time.perf_counter() - start)
+            assert 0.02 <= runner.details["device_seconds"] <= walls[-1]
+    assert 0.02 <= runner.details["device_seconds_p50"] <= max(walls)
 
 
 def test_details_tell_device_and_graph(opened: Callable[..., Any]) -> None:
