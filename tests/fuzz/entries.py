@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import bundles
+import bundle_files
 import mutations
 import numpy as np
 import report_results
-from bundles import use
+from bundle_files import use
 from PIL import Image
 from small_graph import RECIPE, SIDE, graph, points, proto
 
@@ -280,27 +280,33 @@ def read_probes(content: bytes, folder: Path) -> None:
 
 
 def probe_files(folder: Path) -> Sequence[bytes]:
-    bundles.probes().save(folder / "seed.npz")
+    bundle_files.probes().save(folder / "seed.npz")
     return [(folder / "seed.npz").read_bytes()]
 
 
 def manifests(folder: Path) -> Sequence[bytes]:
-    return [bundles.made_bundle(folder)]
+    return [bundle_files.made_bundle(folder)]
 
 
 ENTRIES: dict[str, Entry] = {
-    "manifest": Entry(bundles.read_manifest, manifests, mutations.in_json),
-    "forged-manifest": Entry(bundles.read_forged_manifest, manifests, mutations.in_json),
-    "inspect": Entry(bundles.read_inspected, manifests, mutations.in_json),
-    "packed": Entry(bundles.read_packed, bundles.packed_files, bundles.in_packed),
-    "signatures": Entry(bundles.read_signatures, bundles.signature_files, mutations.in_json),
-    "keys": Entry(bundles.read_key, bundles.key_files, bundles.in_pem),
-    "layers": Entry(bundles.read_layers, bundles.layer_files, mutations.in_json),
+    "manifest": Entry(bundle_files.read_manifest, manifests, mutations.in_json),
+    "forged-manifest": Entry(bundle_files.read_forged_manifest, manifests, mutations.in_json),
+    "inspect": Entry(bundle_files.read_inspected, manifests, mutations.in_json),
+    "packed": Entry(bundle_files.read_packed, bundle_files.packed_files, bundle_files.in_packed),
+    "signatures": Entry(
+        bundle_files.read_signatures, bundle_files.signature_files, mutations.in_json
+    ),
+    "keys": Entry(bundle_files.read_key, bundle_files.key_files, bundle_files.in_pem),
+    "layers": Entry(bundle_files.read_layers, bundle_files.layer_files, mutations.in_json),
     "tuned": Entry(
-        bundles.read_tuned, bundles.whole_beside(bundles.made_bundle, TABLE), mutations.in_json
+        bundle_files.read_tuned,
+        bundle_files.whole_beside(bundle_files.made_bundle, TABLE),
+        mutations.in_json,
     ),
     "network": Entry(
-        bundles.read_network, bundles.whole_beside(bundles.torch_bundle, NETWORK), mutations.in_json
+        bundle_files.read_network,
+        bundle_files.whole_beside(bundle_files.torch_bundle, NETWORK),
+        mutations.in_json,
     ),
     "probes": Entry(read_probes, probe_files, mutations.in_zip),
     "image": Entry(read_image, images, mutations.raw),
