@@ -24,6 +24,7 @@ from vggdeploy.benchmarks.children import COLLECT, EXPORT, Images, Job, Outcome
 from vggdeploy.contracts import DIALECTS, Silent
 from vggdeploy.errors import VggdeployError, require_package
 from vggdeploy.manifest import GRAPH
+from vggdeploy.targets import openvino_module
 from vggdeploy.targets.openvino import ENGINE
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ def _stage(made: calibrating.Job, name: str) -> float:
 def _nncf(job: Job) -> Outcome:
     """NNCF as it comes; with 7-bit weights everywhere for a CPU without VNNI."""
     import nncf
-    import openvino
 
+    openvino = openvino_module.load()
     images = job.images()
     advanced, note = None, ""
     if job.options["cpu_isa"] == "avx2":

@@ -74,7 +74,7 @@ def _settle() -> None:
 
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 labelled training digits: 16 calibrate, 32 are left for the probes."""
+    """48 labelled training digits: 16 calibrate, 32 are left, for probes and to judge."""
     return _write_digits("training", 48, tmp_path_factory.mktemp("digits") / "training")
 
 

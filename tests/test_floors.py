@@ -28,6 +28,7 @@ FLOORS = [
         "benchmarks.children", "benchmarks.competitors", "benchmarks.rows", "benchmarks.latency_peers", "benchmarks.peers",
         "benchmarks.collection", "benchmarks.gpu_report", "benchmarks.trt_overhead",
         "benchmarks.overhead", "benchmarks.agreement", "benchmarks.startup", "benchmarks.checking",
+        "benchmarks.verifying",
         "benchmarks.tuned",
     ],
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 from vggdeploy import machine, targets
 from vggdeploy.benchmarks import power
 from vggdeploy.cache import Cache
+from vggdeploy.targets import openvino_module
 
 _PACKAGES = {
     "torch": "export",
@@ -69,9 +70,7 @@ def _openvino_devices() -> dict[str, Any]:
     """Each OpenVINO device, its full name, and the precisions it computes in."""
     if importlib.util.find_spec("openvino") is None:
         return {}
-    import openvino
-
-    core = openvino.Core()
+    core = openvino_module.load().Core()
     return {
         device: {
             "name": core.get_property(device, "FULL_DEVICE_NAME"),

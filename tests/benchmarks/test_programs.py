@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vggdeploy import bundle
-from vggdeploy.benchmarks import agreement, benchmark_app, checking, overhead, startup
+from vggdeploy.benchmarks import agreement, benchmark_app, checking, overhead, startup, verifying
 from vggdeploy.errors import ConfigError, ResultError
 from vggdeploy.manifest import files
 
@@ -152,3 +152,40 @@ def test_checking_measures_what_opening_does(
     }  # fmt: skip
     assert found["open_s"] == sorted(found["samples"]["open_s"])[1]
     assert found["met"] == (found["open_s"] <= 0.3)
+
+
+def test_verifying_takes_files_from_the_disk_and_from_memory_in_turns(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def drop(folders: Any) -> int:
+        assert tiny_bundle in folders
+        done.append("drop")
+        return 1
+
+    def verify(path: Path) -> float:
+        done.append("verify")
+        return float(len(done))
+
+    monkeypatch.setattr(verifying, "drop", drop)
+    monkeypatch.setattr(verifying, "verify", verify)
+    found = verifying.measure(tiny_bundle, 3)
+    assert done == ["verify", *["drop", "verify", "verify"] * 3]
+    assert found["samples"] == {"cold_s": [3.0, 6.0, 9.0], "warm_s": [4.0, 7.0, 10.0]}
+    assert (found["cold_s"], found["warm_s"], found["met"]) == (6.0, 7.0, False)
+    # Where files cannot be dropped, there is no cold start to judge.
+    monkeypatch.setattr(verifying, "drop", lambda folders: None)
+    done.clear()
+    found = verifying.measure(tiny_bundle, 3)
+    assert (found["cold_s"], found["warm_s"], found["met"]) == (None, 3.0, True)
+
+
+def test_verifying_verifies(tiny_bundle: Path, tmp_path: Path) -> None:
+    assert verifying.drop([tiny_bundle]) in (
+        None,
+        sum(file.stat().st_size for file in tiny_bundle.iterdir()),
+    )
+    assert verifying.verify(tiny_bundle) > 0
+    with pytest.raises(ResultError, match=r"verify failed: got error: .*no bundle"):
+        verifying.verify(tmp_path)

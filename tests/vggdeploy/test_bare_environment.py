@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from small_bundle import FACTS, fill
 
-from vggdeploy import bundle, demo
+from vggdeploy import bundle, demo, inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -180,7 +180,7 @@ def test_bundle_is_verified_and_measured_without_torch(bare: Any, tiny_bundle: P
     edge = tuple(name for name in OPTIONAL if name != "openvino")
     done = bare(MAIN, "verify", str(tiny_bundle), "--json", "-", hidden=edge)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["parity"]["n"] == 32
+    assert json.loads(done.stdout)["parity"]["n"] == inputs.PROBES
     done = bare(MAIN, "bench", str(tiny_bundle), "--seconds", "0.05", "--json", "-", hidden=edge)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["throughput_ips"] > 0

@@ -86,7 +86,7 @@ def test_fixtures_and_a_gate_that_passes(project, pytester, tiny_bundle):
 
         def test_parity(parity):
             assert parity["kind"] == "verify" and parity["judged"] == "probes"
-            assert parity["parity"]["n"] == 32
+            assert parity["parity"]["n"] == 16
 
         @pytest.mark.accuracy_gate(min_agreement=0.5, min_sqnr=1)
         def test_gate():

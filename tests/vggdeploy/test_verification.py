@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggdeploy import bundle, demo, execution, pipeline, targets, topology
+from vggdeploy import bundle, demo, execution, inputs, pipeline, targets, topology
 from vggdeploy.errors import BundleError, DatasetError, VggdeployError, WeightsError
 from vggdeploy.verification import verify
 
@@ -38,7 +38,7 @@ def test_probes_are_judged_without_data(slim_bundle: Path) -> None:
     assert result["judged"] == "probes"
     assert result["note"] == ""
     assert result["execution"] == "native"
-    assert result["parity"]["n"] == result["accuracy"]["n"] == 32
+    assert result["parity"]["n"] == result["accuracy"]["n"] == inputs.PROBES
     assert result["parity"]["top1_agreement"] == 1
     assert result["parity"]["cosine_min"] > 0.99
     assert result["digest"] == bundle.open_bundle(slim_bundle).manifest["digest"]
@@ -93,7 +93,7 @@ def test_probes_and_a_note_where_the_source_is_gone(
     weights.unlink()
     result = verify(path, data=str(heldout_folder))
     assert result["judged"] == "probes"
-    assert result["parity"]["n"] == 32
+    assert result["parity"]["n"] == inputs.PROBES
     assert "the probes were judged" in result["note"]
     assert str(weights) in result["note"]
 
@@ -231,7 +231,7 @@ def test_numbered_folders_that_move_are_said(
 def test_an_engine_that_takes_no_single_image_is_given_as_many_as_it_takes(
     slim_bundle: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """32 probes in batches of 5, the last one filled up; an emulation takes any number."""
+    """16 probes in batches of 5, the last one filled up; an emulation takes any number."""
     opened = bundle.open_bundle(slim_bundle)
     build = {**opened.manifest["build"], "engine": {"batches": [5, 5, 8]}}
     batched = bundle.Bundle(slim_bundle, {**opened.manifest, "build": build})
@@ -251,6 +251,6 @@ def test_an_engine_that_takes_no_single_image_is_given_as_many_as_it_takes(
     monkeypatch.setattr(execution, "choose", lambda *_, **__: how)
     found = verify(slim_bundle)
     assert asked == [5 if kind == "native" else 1]
-    assert found["parity"]["n"] == 32
+    assert found["parity"]["n"] == inputs.PROBES
     assert found["parity"]["sqnr_db"] == pytest.approx(expected["parity"]["sqnr_db"], abs=0.1)
     assert found["accuracy"] == expected["accuracy"]

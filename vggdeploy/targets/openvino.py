@@ -20,9 +20,9 @@ from vggdeploy.contracts import (
     Runner,
     TensorSpec,
 )
-from vggdeploy.errors import ConfigError, MissingError, ModelError, RunnerError, missing_package
+from vggdeploy.errors import ConfigError, MissingError, ModelError, RunnerError
 from vggdeploy.machine import cores
-from vggdeploy.targets import openvino_settings
+from vggdeploy.targets import openvino_module, openvino_settings
 from vggdeploy.targets.openvino_graph import free_weights, number, take_pixels, widen
 from vggdeploy.targets.openvino_queue import Lanes
 
@@ -61,14 +61,6 @@ groups of 128 take 0.98 times what OpenVINO's 32 take and are as near to the ref
 divide. A CPU without VNNI computes these layers in float32."""
 
 
-def _openvino() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise missing_package("openvino", "openvino", "an OpenVINO target") from error
-    return openvino
-
-
 class OpenVINO(GraphTarget):
     """An OpenVINO target at one precision."""
 
@@ -85,7 +77,7 @@ class OpenVINO(GraphTarget):
         return f"openvino {importlib.metadata.version('openvino')}"
 
     def compile(self, onnx: Path, options: CompileOptions, out_dir: Path) -> tuple[Path, ...]:
-        ov = _openvino()
+        ov = openvino_module.load()
         model = _read(ov, onnx)
         number(model)
         if options.pixels is not None:
@@ -123,7 +115,7 @@ class OpenVINO(GraphTarget):
         if not here.ok:
             return here
         try:
-            self.require_device(_openvino().Core(), device)
+            self.require_device(openvino_module.load().Core(), device)
         except MissingError as error:
             return Availability(False, error.what, error.fix)
         return here
@@ -131,10 +123,8 @@ class OpenVINO(GraphTarget):
     def device_facts(self, device: str) -> dict[str, Any]:
         if device.upper().partition(".")[0] not in ("GPU", "NPU"):
             return {}
-        import openvino
-
         try:
-            kind = openvino.Core().get_property(device, "DEVICE_TYPE")
+            kind = openvino_module.load().Core().get_property(device, "DEVICE_TYPE")
         except RuntimeError:
             return {}  # no such device: opening it says so
         return {"integrated": str(kind).upper().endswith("INTEGRATED")}
@@ -155,7 +145,7 @@ class OpenVINO(GraphTarget):
         return openvino_probes.probes(self, options)
 
     def candidates(self, options: RunOptions) -> Sequence[Settings]:
-        core, device = _openvino().Core(), options.device
+        core, device = openvino_module.load().Core(), options.device
         self.require_device(core, device)
         several = device.split(":")[0] in ("AUTO", "MULTI", "HETERO")
         has = () if several else core.get_property(device, "OPTIMIZATION_CAPABILITIES")
@@ -240,7 +230,7 @@ class OpenVINORunner(Runner):
         name: str,
     ) -> None:
         super().__init__()
-        ov = _openvino()
+        ov = openvino_module.load()
         self.name = f"{target.name} runner of {name}"
         self._target = target
         self._options = options

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy import pixels
+from vggdeploy.targets import openvino_module
 
 if TYPE_CHECKING:
     from vggdeploy.preprocess import Preprocess
@@ -27,8 +28,7 @@ def take_pixels(model: Any, preprocess: Preprocess) -> None:
     Raises:
         ConfigError: when the preprocessing does not fit float32.
     """
-    import openvino as ov
-
+    ov = openvino_module.load()
     offset, factor = pixels.constants(preprocess, "float32")
     known = {operation.get_friendly_name() for operation in model.get_ordered_ops()}
     converter = ov.preprocess.PrePostProcessor(model)
@@ -58,8 +58,8 @@ def free_weights(model: Any) -> None:
     bits to 32. Shapes of activations stay, for they change with the batch.
     """
     import numpy as np
-    from openvino import opset13 as ops
 
+    ops = openvino_module.load().opset13
     constant: set[str] = set()
     shapes = []
     for operation in model.get_ordered_ops():
@@ -87,12 +87,12 @@ def widen(model: Any) -> None:
     over the edge of an 8-bit step, which the graph as it is defined does not.
     """
     import numpy as np
-    from openvino import Type
-    from openvino import opset13 as ops
 
+    ov = openvino_module.load()
+    ops = ov.opset13
     for operation in model.get_ordered_ops():
         kind = operation.get_type_name()
-        if kind not in ("Constant", "Convert") or operation.get_element_type() != Type.f16:
+        if kind not in ("Constant", "Convert") or operation.get_element_type() != ov.Type.f16:
             continue
         if kind == "Constant":
             wide = ops.constant(operation.get_data().astype(np.float32))

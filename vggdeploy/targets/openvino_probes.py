@@ -10,6 +10,7 @@ import numpy as np
 
 from vggdeploy.contracts import Probe
 from vggdeploy.machine import caches
+from vggdeploy.targets import openvino_module
 from vggdeploy.targets.openvino import OpenVINO, OpenVINORunner
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ _LEAST_BYTES, _UNKNOWN_BYTES = 32 << 20, 128 << 20
 
 def probes(target: OpenVINO, options: RunOptions) -> Sequence[Probe]:
     """Networks for every precision that layers of `target` are computed in, and for bandwidth."""
-    import openvino as ov
-
+    ov = openvino_module.load()
     options = replace(options, batch=1, goal="latency")
     single = OpenVINO("ov-fp32", "fp32", None)
     # A quantized network has float layers too, with narrow weights at least.
@@ -77,8 +77,7 @@ def convolutions(
     shapes: Sequence[tuple[int, int, int]] = _FLOAT_CONVOLUTIONS,
 ) -> list[Probe]:
     """Networks for the MAC rate of a precision alone."""
-    import openvino as ov
-
+    ov = openvino_module.load()
     found = []
     for shape in shapes:
         model, macs = _convolutions(ov, precision, *shape)
@@ -107,8 +106,7 @@ def _bytes(precision: str) -> int:
 
 def _quantized(value: Any, precision: str) -> Any:
     """An activation as an INT8 target has it: unsigned 8 bits of 0 to 4."""
-    from openvino import opset13 as ops
-
+    ops = openvino_module.load().opset13
     if precision != "int8":
         return value
     low, high = np.float32(0), np.float32(4)
@@ -117,8 +115,7 @@ def _quantized(value: Any, precision: str) -> Any:
 
 def _weights(shape: tuple[int, ...], precision: str) -> Any:
     """Random weights of a target's type, dequantized where they are integers."""
-    from openvino import opset13 as ops
-
+    ops = openvino_module.load().opset13
     # A block of them again and again: the time that a draw of all would take is better spent.
     rng = np.random.default_rng(0)
     if precision != "int8":
@@ -130,8 +127,7 @@ def _weights(shape: tuple[int, ...], precision: str) -> Any:
 
 def _convolutions(ov: Any, precision: str, channels: int, side: int, count: int) -> tuple[Any, int]:
     """3x3 convolutions, one after the other, and their MACs: what VGG does most."""
-    from openvino import opset13 as ops
-
+    ops = openvino_module.load().opset13
     image = ops.parameter([1, channels, side, side], np.float32, name="image")
     value: Any = image
     for _ in range(count):
@@ -158,8 +154,7 @@ def _convolutions(ov: Any, precision: str, channels: int, side: int, count: int)
 
 def _matrix(ov: Any, precision: str, rows: int, inputs: int) -> tuple[Any, int, int]:
     """One fully connected layer, its MACs and the bytes of its weights."""
-    from openvino import opset13 as ops
-
+    ops = openvino_module.load().opset13
     vector = ops.parameter([rows, inputs], np.float32, name="image")
     value = ops.matmul(vector, _weights((_WIDTH, inputs), precision), False, True)
     macs = rows * inputs * _WIDTH
