@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vggdeploy.bundle import Bundle
 
-_MAIN = "from openvino.tools.benchmark.main import main; main()"
-"""What the script ``benchmark_app`` does, whether or not it is on the path."""
+MAIN = (
+    "from vggdeploy.targets import openvino_module; openvino_module.load(); "
+    "from openvino.tools.benchmark.main import main; main()"
+)
+"""What the script ``benchmark_app`` does, whether or not it is on the path, without telemetry."""
 
 
 def command(opened: Bundle, hint: str, seconds: float, *more: str) -> list[str]:
@@ -23,6 +26,6 @@ def command(opened: Bundle, hint: str, seconds: float, *more: str) -> list[str]:
     """
     shape = ",".join(str(side or 1) for side in opened.manifest["input"]["shape"])
     return [
-        sys.executable, "-c", _MAIN, "-m", str(opened.engine[0].resolve()), "-d", "CPU",
+        sys.executable, "-c", MAIN, "-m", str(opened.engine[0].resolve()), "-d", "CPU",
         "-hint", hint, "-t", str(max(1, round(seconds))), "-shape", f"[{shape}]", *more,
     ]  # fmt: skip

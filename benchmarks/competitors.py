@@ -283,6 +283,7 @@ def main(job: Path, result: Path) -> None:
     with contextlib.suppress(OSError):
         # If memory runs out, this process is what goes, and nothing else on the machine.
         Path("/proc/self/oom_score_adj").write_text("1000")
+    openvino_module.silence()  # NNCF's own telemetry too
     outcome = perform(Job(**json.loads(job.read_text())))
     result.write_text(json.dumps(asdict(outcome)))
 

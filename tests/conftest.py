@@ -17,6 +17,7 @@ from vggdeploy import checkpoints, dataset, demo, inputs, pipeline, sources, tar
 from vggdeploy.cache import Cache
 from vggdeploy.contracts import Silent
 from vggdeploy.demo import digits
+from vggdeploy.targets import openvino_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from vggdeploy.topology import Network
 
 pytest_plugins = ["pytester"]
+
+openvino_module.silence()  # of the tests' own imports, too
 
 # The same examples every time; no deadline, since a shared machine may pause.
 settings.register_profile("vggdeploy", derandomize=True, deadline=None, database=None)

@@ -31,6 +31,10 @@ PROBES = 16
 an engine that computes something else from one that does not; how much accuracy it loses, labelled
 images tell (``verify --data``)."""
 
+HELD_OUT = 32
+"""Images of a small folder that stay out of calibration: a bound on the drop is judged on them, and
+probes are drawn from them."""
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -45,7 +49,7 @@ class BuildOptions:
         preprocess: a preset or a TOML file.
         calib_data: a folder of images, or ``demo``.
         calib_images: how many to draw; when None, `CALIBRATION_IMAGES`, or fewer of a small
-            folder, so that some are left for probes.
+            folder, see `HELD_OUT`.
         method: a key of `calib.METHODS`.
         calib_precision: ``fp32``, ``bf16`` or ``auto``, see `observers.choose`.
         rescale: whether channels are rescaled between layers where it pays.
@@ -159,9 +163,9 @@ def choose_images(options: BuildOptions, source: Source, store: Cache) -> tuple[
     everything, spare = _folders(options, source, store)
     count = options.calib_images
     if count is None:
-        # A small folder is shared: at least half of it calibrates, and up to PROBES are kept.
+        # A small folder is shared: at least half of it calibrates.
         half = (len(everything) + 1) // 2
-        count = min(CALIBRATION_IMAGES, max(half, len(everything) - PROBES))
+        count = min(CALIBRATION_IMAGES, max(half, len(everything) - HELD_OUT))
     chosen = everything.choose(count, options.seed)
     pool = spare.without(chosen)
     if not len(pool):

@@ -275,11 +275,12 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    import openvino  # noqa: F401
-
     for name in sys.argv[1:]:
         importlib.import_module(name)
 
+    from vggdeploy.targets import openvino_module
+
+    openvino_module.load()
     from vggdeploy import bundle, cache, contracts, errors, inputs, pipeline, results, tuning
 
     # A stage ends in a collection, which need not go through all that was imported.

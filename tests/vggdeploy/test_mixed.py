@@ -93,6 +93,7 @@ def test_the_engine_is_as_good_as_was_judged(
     monkeypatch.setattr("vggdeploy.targets.openvino._DYNAMIC_GROUPS", {"int8": 0})
     judged = building.Build(spoilt(max_drop=0.7), Silent()).judged
     assert judged is not None
+    assert len(judged) == built["mixed"]["images"] == 32
     for index, sample in enumerate(judged.samples):
         shutil.copyfile(sample.path, tmp_path / f"{index}.png")
     verified = verification.verify(Path(built["bundle"]), data=str(tmp_path))
@@ -201,6 +202,12 @@ def test_just_enough_images(tiny: Options) -> None:
     assert not {s.path for s in job.judged.samples} & {s.path for s in job.images.samples}
     with pytest.raises(DatasetError, match="expected 33 or more"):
         building.Build(tiny(max_drop=1 / 33), Silent())
+
+
+def test_a_small_folder_keeps_enough_to_judge_by(tiny: Options) -> None:
+    job = building.Build(tiny(calib_images=None, max_drop=1 / 24), Silent())
+    assert job.judged is not None
+    assert len(job.judged) == len(job.images) == 24
 
 
 def test_no_image_is_held_out(tiny: Options) -> None:

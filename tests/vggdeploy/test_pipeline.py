@@ -262,7 +262,7 @@ def test_weights_that_would_saturate_are_smaller(
     assert {largest[f"classifier.{index}"] for index in (0, 3, 6)} == {127}
 
 
-@pytest.mark.parametrize(("images", "chosen", "probes"), [(10, 5, 5), (48, 32, 16), (40, 24, 16)])
+@pytest.mark.parametrize(("images", "chosen", "probes"), [(10, 5, 5), (48, 24, 16), (40, 20, 16)])
 def test_a_small_folder_is_shared(
     tiny: Options, tmp_path: Path, digits_folder: Path, images: int, chosen: int, probes: int
 ) -> None:

@@ -231,7 +231,7 @@ def test_numbered_folders_that_move_are_said(
 def test_an_engine_that_takes_no_single_image_is_given_as_many_as_it_takes(
     slim_bundle: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """16 probes in batches of 5, the last one filled up; an emulation takes any number."""
+    """The probes in batches of 5, the last one filled up; an emulation takes any number."""
     opened = bundle.open_bundle(slim_bundle)
     build = {**opened.manifest["build"], "engine": {"batches": [5, 5, 8]}}
     batched = bundle.Bundle(slim_bundle, {**opened.manifest, "build": build})
