@@ -25,7 +25,7 @@ def show_inspect(terminal: Terminal, result: Mapping[str, Any]) -> None:
         ("output", _tensor(result["output"])),
         ("preprocessing", _said(result["preprocess"])),
         ("backend", str(build.get("backend") or "none yet")),
-        ("made by", f"{_said(tool, ' ')}, on {_said(host, ' ')}"),
+        ("made by", f"{_said(tool, ' ')}, {_host(host)}"),
     ]
     if result["calibration"]:
         rows.append(("calibration", _said(result["calibration"])))
@@ -53,6 +53,11 @@ def show_inspect(terminal: Terminal, result: Mapping[str, Any]) -> None:
             for file in result["files"]
         ],
     )
+
+
+def _host(host: Mapping[str, Any]) -> str:
+    said = {key: host.get(key) or "not told" for key in ("system", "machine", "python")}
+    return "on {system} ({machine}), Python {python}".format(**said)
 
 
 def _engine(result: Mapping[str, Any]) -> str:

@@ -195,7 +195,7 @@ def default_root() -> Path:
     except RuntimeError as error:  # a user whom the system does not know, without HOME
         raise ConfigError(
             "there is no place for the cache",
-            got=error,
+            got=str(error).rstrip("."),
             expected="a home folder, or a folder in VGGDEPLOY_CACHE",
             fix="set VGGDEPLOY_CACHE to the path of a folder",
         ) from error

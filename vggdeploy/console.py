@@ -133,7 +133,9 @@ def show_doctor(terminal: Terminal, result: Mapping[str, Any]) -> None:
         terminal.line(
             f"OpenVINO {device}: {said['name']}, computes in {', '.join(said['precisions'])}"
         )
-    terminal.line(f"cache: {result['cache']['path']}, {result['cache']['bytes'] / 1e6:,.0f} MB")
+    cache = result["cache"]
+    held = f"{cache['path']}, {cache['bytes'] / 1e6:,.0f} MB"
+    terminal.line(f"cache: {cache['reason'] or held}")
 
 
 def _readiness(target: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from vggdeploy import machine, targets
 from vggdeploy.benchmarks import power
 from vggdeploy.cache import Cache
+from vggdeploy.errors import ConfigError
 from vggdeploy.targets import openvino_module
 
 _PACKAGES = {
@@ -28,7 +29,6 @@ _PACKAGES = {
 
 def doctor() -> dict[str, Any]:
     """Facts about this machine, JSON-ready; nothing heavy is imported but OpenVINO's runtime."""
-    cache = Cache()
     return {
         "kind": "doctor",
         "system": machine.system(),
@@ -41,8 +41,17 @@ def doctor() -> dict[str, Any]:
         },
         "targets": {name: _target(name) for name in targets.REGISTRY},
         "openvino_devices": _openvino_devices(),
-        "cache": {"path": str(cache.root), "bytes": cache.size()},
+        "cache": _cache(),
     }
+
+
+def _cache() -> dict[str, Any]:
+    """Where the cache is and what it holds, or why there is none."""
+    try:
+        cache = Cache()
+    except ConfigError as error:
+        return {"path": None, "bytes": 0, "reason": str(error)}
+    return {"path": str(cache.root), "bytes": cache.size(), "reason": None}
 
 
 def _power() -> dict[str, str | None]:

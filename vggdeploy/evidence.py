@@ -97,7 +97,8 @@ def of(metric: Metric, result: Result, value: float) -> Evidence:
         ends = result["parity"]["sqnr_ci95"]
         if ends is None:
             return Evidence(value, lacking="one image has no interval of its mean")
-        return _narrowing(value, tuple(ends), int(result["parity"]["n"]), "images")
+        images = int(result["parity"]["n"])
+        return _narrowing(value, tuple(ends), images, "images", factor=_student(images))
     if metric.name in ("p50", "p99"):
         return _percentile(value, int(metric.name[1:]), result)
     if metric.name == "throughput":
@@ -170,14 +171,27 @@ def _noise(ends: _Ends) -> _Ends:
     return low, value, high
 
 
+def _student(images: int) -> Callable[[float], float]:
+    """Times smaller that a mean's interval gets because its spread is better known."""
+    now = parity.student95(max(1, images - 1))
+    return lambda times: now / parity.student95(max(1, round(images * times) - 1))
+
+
 def _narrowing(
-    value: float, ends: Interval, amount: float, unit: str, seconds: float = 0.0, flag: str = ""
+    value: float,
+    ends: Interval,
+    amount: float,
+    unit: str,
+    seconds: float = 0.0,
+    flag: str = "",
+    factor: Callable[[float], float] = lambda times: 1.0,
 ) -> Evidence:
-    """An interval that shrinks with the square root of the sample around its value."""
+    """An interval that shrinks with the square root of the sample around its value, and by
+    `factor` besides."""
     low, high = min(ends[0], value), max(ends[1], value)
 
     def at(times: float) -> Interval:
-        scale = math.sqrt(times)
+        scale = math.sqrt(times) * factor(times)
         return value - (value - low) / scale, value + (high - value) / scale
 
     return Evidence(value, (low, high), amount, unit, at, seconds=seconds, flag=flag)

@@ -33,16 +33,17 @@ def cells(criterion: Criterion) -> tuple[str, str, str, str, str]:
 
 
 def _apart(criterion: Criterion) -> tuple[str, str]:
-    """Bound and value: bytes to the last one, else six digits, and more where two figures would
-    look like one."""
+    """Bound and value: the bound as it was given, bytes to the last one, else six digits, and more
+    where two figures would look like one."""
     bound, value = criterion.bound, criterion.value
     if criterion.unit == "bytes":
         return f"{bound:,.15g}", "none" if value is None else f"{value:,.15g}"
     if value is None:
-        return f"{bound:.6g}", "none"
-    shown = ((f"{bound:.{digits}g}", f"{value:.{digits}g}") for digits in range(6, 18))
-    told = (pair for pair in shown if pair[0] != pair[1] or bound == value)
-    return next(told, (str(bound), str(value)))
+        return f"{bound:.15g}", "none"
+    asked = f"{bound:.15g}"
+    shown = (f"{value:.{digits}g}" for digits in range(6, 18))
+    told = (each for each in shown if float(each) != bound or bound == value)
+    return asked, next(told, str(value))
 
 
 def sentence(criterion: Criterion) -> str:

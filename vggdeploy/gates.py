@@ -129,6 +129,8 @@ def judge(
         ways = [_look(each, "execution", str) for each in (then["verify"], verify)]
         if len(set(ways)) > 1:
             cautions += (f"the baseline was {ways[0]}, and this is {ways[1]}",)
+    if baseline is not None and not policy.max_ratio:
+        cautions += ("nothing is held against the baseline: no max_ratio is asked for",)
     if bench:
         cautions += comparable(bench, policy, then, across_machines=across_machines)
     criteria = []
@@ -416,7 +418,8 @@ class _Made:
     def _how(self, found: Evidence, count: int) -> str:
         """The time that many queries take, or where images come from."""
         if self.metric.kind == "verify":
-            return "; give more with --data"
+            both = ", and make the baseline of the same ones" if self.then else ""
+            return f": verify on more images (--data){both}"
         seconds = count / found.amount * found.seconds
         number = {evidence.QUERIES: count, evidence.SECONDS: math.ceil(seconds)}.get(found.flag)
         flag = found.flag if number is None else f"{found.flag} {number}"
@@ -439,9 +442,16 @@ def _look(result: Any, key: str, kind: type = object) -> Any:
             raise TypeError(type(value).__name__)
         return value
     except (KeyError, TypeError, IndexError) as error:
+        whose = (
+            f"a result of {result['kind']}" if key != "kind" and _has_kind(result) else "a result"
+        )
         raise ResultError(
-            f"a result has no usable {key!r}",
+            f"{whose} has no usable {key!r}",
             got="none" if isinstance(error, KeyError) else error,
             expected="JSON that a command's --json wrote",
             fix="run the command again with this version",
         ) from error
+
+
+def _has_kind(result: Any) -> bool:
+    return isinstance(result, dict) and isinstance(result.get("kind"), str)

@@ -11,7 +11,10 @@ is imported before a fixture is used.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 MARKER = "accuracy_gate"
 
+_PREFIX = "--vggdeploy-"
 _PATH, _BUNDLE, _VERIFIED = "_vggdeploy_path", "_vggdeploy_bundle", "_vggdeploy_verified"
 _DEMO = "demo"
 _MISSED = pytest.StashKey[str]()
@@ -49,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--vggdeploy-data",
         metavar="DIR",
-        type=lambda given: given if given == _DEMO else str(_absolute(given)),
+        type=_data,
         help="A folder of images to verify on, or 'demo'; the bundle's own probes if not given.",
     )
     group.addoption(
@@ -73,12 +77,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the marker known, for --strict-markers."""
+    """Makes the marker known, for --strict-markers.
+
+    Raises:
+        pytest.UsageError: for an option whose value stands apart from it. pytest reads its settings
+            before it knows the options of plugins, and takes a path that stands alone for a place of
+            tests: it would look for settings, and for code that they name, in a bundle's folder, and
+            not in the project's, where the trusted keys may be named.
+    """
+    words = [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *config.invocation_params.args]
+    for word in map(str, words):
+        if word.startswith(_PREFIX) and "=" not in word:
+            said = ConfigError(
+                f"{word} and its value are two words, and pytest takes a path that stands alone for "
+                "one of tests",
+                got=f"{word} VALUE",
+                expected="one word",
+                fix=f"write {word}=VALUE",
+            )
+            raise pytest.UsageError(str(said))
     config.addinivalue_line(
         "markers",
         f"{MARKER}(min_agreement=..., max_drop=..., max_ratio=..., ...): run only with a bundle "
         "that meets these bounds of vggdeploy's policy; min_agreement=0.99 if there is none.",
     )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Takes no tests from a bundle: what lies in its folder is whoever's who brought it."""
+    given: list[Path] = config.getoption("vggdeploy_bundle")
+    real = collection_path.resolve()
+    return True if any(real == each.resolve() for each in given) else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -96,7 +125,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _path(request: pytest.FixtureRequest) -> Path:
     given: list[Path] = request.config.getoption("vggdeploy_bundle")
     if not given:
-        pytest.skip("there is no bundle to test: give --vggdeploy-bundle BUNDLE")
+        pytest.skip("there is no bundle to test: give --vggdeploy-bundle=BUNDLE")
     if not hasattr(request, "param") and len(given) > 1:
         pytest.fail("of several bundles, take the fixture as an argument", pytrace=False)
     path: Path = getattr(request, "param", given[0])
@@ -172,7 +201,7 @@ def _vggdeploy_gate(request: pytest.FixtureRequest) -> None:
                 f"{MARKER}: max_ratio has nothing to take ratios to",
                 got="no baseline",
                 expected="a file that 'vggdeploy baseline' wrote",
-                fix="give --vggdeploy-baseline FILE",
+                fix="give --vggdeploy-baseline=FILE",
             )
         held = baseline.results_of(before, verified["target"]) if before else None
         verdicts = gates.judge([verified], policy, baseline=held)
@@ -237,6 +266,13 @@ def _told() -> Iterator[None]:
                 raise failed from None  # else both are shown
 
 
+def _data(given: str) -> str:
+    return given if given == _DEMO else str(_absolute(given))
+
+
 def _absolute(given: str) -> Path:
-    """A path that stays what it is when a test changes the folder."""
+    """A path that stays what it is when a test changes the folder; none is no path, though Python
+    takes it for the folder itself."""
+    if not given.strip():
+        raise argparse.ArgumentTypeError("it is empty: give a path, or drop it")
     return Path(given).expanduser().absolute()

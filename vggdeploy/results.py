@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggdeploy import atomic, forms, limits
-from vggdeploy.errors import ConfigError, ResultError
+from vggdeploy.errors import BundleError, ConfigError, ResultError
 from vggdeploy.forms import ABSENT
+from vggdeploy.manifest import MANIFEST, SIGNATURES, files, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,7 +35,7 @@ def refuse_overwrite(
 
     Raises:
         ConfigError: when the file exists and `force` is not given, its folder is missing, or it is
-            `out` itself.
+            `out` itself or a file of a bundle.
     """
     if destination in (None, STDOUT):
         return
@@ -53,6 +56,7 @@ def refuse_overwrite(
             expected="a free path",
             fix=f"give --force, or another {flag}",
         )
+    _require_no_part(path, flag)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ConfigError(
             f"{path} cannot be written",
@@ -61,6 +65,19 @@ def refuse_overwrite(
             fix=f"give {flag} the path of a file in a folder that exists",
         )
     atomic.require_writable(path)
+
+
+def _require_no_part(path: Path, flag: str) -> None:
+    """Make sure that `path` is no file of a bundle, which would be altered then."""
+    real = Path(os.path.realpath(path))
+    with contextlib.suppress(BundleError):  # no bundle, or one that is beyond damage
+        if real.name in (MANIFEST, SIGNATURES, *files(read_manifest(real.parent))):
+            raise ConfigError(
+                f"{flag} is a file of bundle {real.parent}",
+                got=path,
+                expected="a file of its own",
+                fix=f"give {flag} another name",
+            )
 
 
 def require_apart(read: Iterable[Path], written: Mapping[str, Path | str | None]) -> None:
@@ -166,7 +183,20 @@ def _a_time(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9
 
 
-_JUDGED = (ABSENT, None, {"n": (ABSENT, forms.positive)})
+def _an_interval(value: object) -> bool:
+    """Two finite numbers in order."""
+    return (
+        isinstance(value, list | tuple)
+        and [type(each) in (int, float) and abs(each) < math.inf for each in value] == [True, True]
+        and value[0] <= value[1]
+    )
+
+
+_JUDGED = (
+    ABSENT,
+    None,
+    {"n": (ABSENT, forms.positive), "sqnr_ci95": (ABSENT, None, _an_interval)},
+)
 _FIGURES = {"samples_s": (ABSENT, [_a_time]), "parity": _JUDGED, "accuracy": _JUDGED}
 
 

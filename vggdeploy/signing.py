@@ -23,7 +23,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vggdeploy import atomic, limits
+from vggdeploy import atomic, forms, limits
 from vggdeploy.errors import BundleError, ConfigError, require_package
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ _SUFFIXES = (PUBLIC_SUFFIX, ".pem")
 
 _PUBLIC = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
 _HEXADECIMAL = re.compile("[0-9a-f]{64}")
+
+_FORM = {
+    "schema": lambda said: type(said) is int and said == SCHEMA,
+    "signatures": [{"algorithm": str, "key": str, "signature": str}],
+}
 
 
 @dataclass(frozen=True)
@@ -251,8 +256,8 @@ def parse(content: bytes | None, where: str) -> list[Signature]:
         return []
     try:
         said = json.loads(content)
-        if said["schema"] != SCHEMA:
-            raise ValueError(f"schema {said['schema']}")
+        if (wrong := forms.misfit(said, _FORM)) is not None:
+            raise ValueError(wrong)
         found = [Signature(**each) for each in said["signatures"]]
         for each in found:
             if each.algorithm != ALGORITHM or not _HEXADECIMAL.fullmatch(each.key):
@@ -263,7 +268,7 @@ def parse(content: bytes | None, where: str) -> list[Signature]:
             f"the signatures of {where} cannot be read",
             got=error,
             expected="what 'vggdeploy bundle sign' writes",
-            fix="sign it again, or copy it again",
+            fix="copy it again, or delete it and sign again",
         ) from error
     return found
 

@@ -98,6 +98,8 @@ def test_bytes_are_shown_to_the_last_and_figures_apart():
     assert gate_table.cells(part)[1:3] == ("1.5 bytes", "2")
     hair = Criterion("min_cosine", 0.97, 0.97 - 1e-9, "fail")
     assert gate_table.cells(hair)[1:3] == ("0.97", "0.969999999")
+    near = Criterion("min_cosine", 0.9999999, 0.99999, "fail")
+    assert gate_table.cells(near)[1:3] == ("0.9999999", "0.99999")
     assert gate_table.cells(PASSED)[1:3] == ("0.97", "0.98")
     assert gate_table.cells(dataclasses.replace(size, value=None))[2] == "none"
     even = Criterion("max_ratio.p50", 1.05, 1.05, "pass")

@@ -8,6 +8,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,6 @@ from vggdeploy.manifest import read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Capture = pytest.CaptureFixture[str]
 
@@ -119,6 +119,23 @@ def test_doctor_as_json(capsys: Capture) -> None:
     result = json.loads(capsys.readouterr().out)
     assert result["kind"] == "doctor"
     assert result["targets"]["ov-int8"]["summary"]
+
+
+def test_doctor_without_a_place_for_the_cache(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("VGGDEPLOY_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    assert main(["doctor", "--json", "-"]) == 0
+    said, shown = capsys.readouterr()
+    cache = json.loads(said)["cache"]
+    assert (cache["path"], cache["bytes"]) == (None, 0)
+    assert "got Could not determine home directory, expected" in cache["reason"]
+    assert "set VGGDEPLOY_CACHE" in " ".join(shown.split())
 
 
 def test_build_verify_bench_gate(

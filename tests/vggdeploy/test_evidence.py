@@ -127,6 +127,19 @@ def test_an_interval_holds_its_figure():
     assert of("throughput", *queue(20.0, 20.1, 20.2)).interval == (20.0, 20.2)
 
 
+def test_as_many_images_as_are_named_decide_a_mean():
+    """Student's t of a few images is wider than that of those that would decide."""
+    few, spread, mean, bound = 16, 8.0, 56.0, 55.0
+
+    def half(images):
+        return parity.student95(images - 1) * spread / math.sqrt(images)
+
+    said = {"parity": {"n": few, "sqnr_ci95": [mean - half(few), mean + half(few)]}}
+    needed = of("sqnr", mean, said).needed(lambda ends: ends[0] >= bound)
+    exact = next(images for images in range(few, 10_000) if mean - half(images) >= bound)
+    assert exact <= needed <= exact + 2
+
+
 def test_how_the_queue_is_lengthened():
     found = of("throughput", *queue(20.0, 19.0, 21.0, 300))
     assert (found.amount, found.seconds, found.flag) == (300, 30.0, "--seconds")

@@ -329,7 +329,9 @@ def test_an_emulated_baseline_is_a_caution():
     found = gates.judge([VERIFY], Policy(max_ratio={"sqnr": 1.1}), baseline=[then])
     assert found.verdict == "pass"
     assert found.cautions == ("the baseline was emulated, and this is native",)
-    assert gates.judge([VERIFY], Policy(min_sqnr=20), baseline=[then]).cautions == ()
+    found = gates.judge([VERIFY], Policy(min_sqnr=20), baseline=[then])
+    assert found.cautions == ("nothing is held against the baseline: no max_ratio is asked for",)
+    assert gates.judge([VERIFY], Policy(min_sqnr=20)).cautions == ()
 
 
 def test_a_ratio_without_a_baseline_is_inconclusive():

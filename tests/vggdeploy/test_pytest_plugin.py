@@ -98,7 +98,7 @@ def test_fixtures_and_a_gate_that_passes(project, pytester, tiny_bundle):
             def test_inner(self, parity):
                 pass
         """,
-        "--vggdeploy-bundle", str(tiny_bundle), "-v",
+        f"--vggdeploy-bundle={tiny_bundle}", "-v",
     )  # fmt: skip
     done.assert_outcomes(passed=5)
     assert "test_gate[tiny] PASSED" in text(done)
@@ -127,14 +127,14 @@ def test_a_gate_that_fails_shows_its_table(project, tiny_bundle):
         def test_that_says_nothing():
             pass
         """,
-        "--vggdeploy-bundle", str(tiny_bundle),
+        f"--vggdeploy-bundle={tiny_bundle}",
     )  # fmt: skip
     done.assert_outcomes(failed=3, passed=1)
     missed, told, both = re.split(r"\n_+ .*test_.* _+\n", done.stdout.str())[1:]
     assert "criterion" in missed
     assert "min_sqnr" in missed
     assert "verdict: FAIL" in missed
-    assert "like these would decide; give more with --data" in told
+    assert "like these would decide: verify on more images (--data)" in told
     assert "verdict: INCONCLUSIVE" in told
     assert "min_agreement" in both
     assert "min_sqnr" in both
@@ -187,11 +187,11 @@ def test_without_a_bundle_they_are_skipped_and_say_why(project):
         "-rs",
     )
     done.assert_outcomes(skipped=2, passed=1)
-    assert "there is no bundle to test: give --vggdeploy-bundle BUNDLE" in text(done)
+    assert "there is no bundle to test: give --vggdeploy-bundle=BUNDLE" in text(done)
 
 
 def test_a_folder_that_is_no_bundle_is_one_line(project, tmp_path):
-    done = project("def test_it(runner): pass", "--vggdeploy-bundle", str(tmp_path))
+    done = project("def test_it(runner): pass", f"--vggdeploy-bundle={tmp_path}")
     done.assert_outcomes(errors=1)
     ends_in_one_line(done, f"{tmp_path} is no bundle: got no manifest.json")
 
@@ -199,7 +199,7 @@ def test_a_folder_that_is_no_bundle_is_one_line(project, tmp_path):
 def test_a_device_that_is_not_here_is_one_line(project, tiny_bundle):
     done = project(
         "def test_it(runner): pass\ndef test_too(parity): pass",
-        "--vggdeploy-bundle", str(tiny_bundle), "--vggdeploy-device", "NPU",
+        f"--vggdeploy-bundle={tiny_bundle}", "--vggdeploy-device=NPU",
     )  # fmt: skip
     done.assert_outcomes(errors=2)
     ends_in_one_line(done, "NPU")
@@ -245,7 +245,7 @@ def test_several_bundles_are_each_verified_once(project, pytester, tiny_bundle, 
         def test_last(number):
             pass
         """,
-        "--vggdeploy-bundle", str(tiny_bundle), "--vggdeploy-bundle", str(tmp_path / "other"),
+        f"--vggdeploy-bundle={tiny_bundle}", f"--vggdeploy-bundle={tmp_path / 'other'}",
     )  # fmt: skip
     done.assert_outcomes(passed=2 + 1 + 2 + 2 + 4)
     assert done.stdout.lines[-1] == "VERIFIED other tiny"
@@ -265,7 +265,7 @@ def test_images_are_judged_wherever_a_test_goes(project, pytester, tiny_bundle, 
             assert (parity["judged"], parity["parity"]["n"]) == ("data", 24)
             assert parity["accuracy"]["n"] == 24
         """,
-        "--vggdeploy-bundle", str(tiny_bundle), "--vggdeploy-data", "images",
+        f"--vggdeploy-bundle={tiny_bundle}", "--vggdeploy-data=images",
     )  # fmt: skip
     done.assert_outcomes(passed=1)
 
@@ -291,11 +291,11 @@ def test_a_ratio_is_taken_to_a_baseline(project, tiny_bundle, first):
         def test_half_the_noise():
             pass
         """
-    flags = ["--vggdeploy-bundle", str(tiny_bundle)]
+    flags = [f"--vggdeploy-bundle={tiny_bundle}"]
     without = project(code, *flags)
     without.assert_outcomes(errors=2)
-    ends_in_one_line(without, "give --vggdeploy-baseline FILE")
-    done = project(code, *flags, "--vggdeploy-baseline", first)
+    ends_in_one_line(without, "give --vggdeploy-baseline=FILE")
+    done = project(code, *flags, f"--vggdeploy-baseline={first}")
     done.assert_outcomes(failed=1, passed=1)
     assert "max_ratio.sqnr" in text(done)
 
@@ -317,7 +317,7 @@ def test_an_image_file_is_read_for_the_runner(project, tiny_bundle):
                 with pytest.raises(RunnerError, match=r"takes pixels: got .* uint8 \\[N, H, W, 3\\]"):
                     bundle.batch(wrong)
         """,
-        "--vggdeploy-bundle", str(tiny_bundle),
+        f"--vggdeploy-bundle={tiny_bundle}",
     )  # fmt: skip
     done.assert_outcomes(passed=1)
 
@@ -333,8 +333,8 @@ def test_ratios_of_class_and_test_all_hold(project, tiny_bundle, first):
             def test_of_class_and_method(self):
                 pass
         """,
-        "--vggdeploy-bundle", str(tiny_bundle),
-        "--vggdeploy-baseline", first,
+        f"--vggdeploy-bundle={tiny_bundle}",
+        f"--vggdeploy-baseline={first}",
     )  # fmt: skip
     done.assert_outcomes(failed=1)
     table = done.stdout.str()
@@ -356,7 +356,7 @@ def test_what_does_not_run_here_is_emulated(project, tiny, tmp_path):
         def test_gate(parity):
             pass
         """,
-        "--vggdeploy-bundle", str(tmp_path / "orin"),
+        f"--vggdeploy-bundle={tmp_path / 'orin'}",
     )  # fmt: skip
     done.assert_outcomes(passed=1, failed=1)
     assert "verdict: FAIL (emulated)" in text(done)
@@ -365,7 +365,7 @@ def test_what_does_not_run_here_is_emulated(project, tiny, tmp_path):
 @pytest.mark.parametrize(("bundles", "outcome"), [(1, "passed"), (2, "failed"), (0, "skipped")])
 def test_a_fixture_that_a_test_asks_for_late(project, tiny_bundle, bundles, outcome):
     code = "def test_it(request): assert request.getfixturevalue('bundle').target == 'ov-int8'"
-    done = project(code, *["--vggdeploy-bundle", str(tiny_bundle)] * bundles)
+    done = project(code, *[f"--vggdeploy-bundle={tiny_bundle}"] * bundles)
     done.assert_outcomes(**{outcome: 1})
     assert bundles < 2 or "take the fixture as an argument" in text(done)
 
@@ -390,7 +390,7 @@ def test_fixtures_of_the_project_take_our_place(project, tmp_path):
         def test_own(bundle, runner, parity):
             assert (bundle[:1], runner[:1], parity) == ("a", "a", "odd")
         """,
-        "--vggdeploy-bundle", str(tmp_path), "--vggdeploy-bundle", str(tmp_path / "other"),
+        f"--vggdeploy-bundle={tmp_path}", f"--vggdeploy-bundle={tmp_path / 'other'}",
     )  # fmt: skip
     done.assert_outcomes(passed=1)
 
@@ -455,10 +455,58 @@ def test_what_no_trusted_key_signed_is_not_run(project, tiny_bundle, tmp_path):
     shutil.copytree(tiny_bundle, tmp_path / "signed")
     signing.generate(tmp_path / "builder")
     code = "def test_it(runner): pass\ndef test_too(parity): pass"
-    flags = ["--vggdeploy-bundle", str(tmp_path / "signed")]
-    flags += ["--vggdeploy-trusted-keys", str(tmp_path / "builder.pub")]
+    flags = [f"--vggdeploy-bundle={tmp_path / 'signed'}"]
+    flags += [f"--vggdeploy-trusted-keys={tmp_path / 'builder.pub'}"]
     unsigned = project(code, *flags)
     unsigned.assert_outcomes(errors=2)
     ends_in_one_line(unsigned, "is not signed: got nothing, expected a signature by")
     bundle.sign(tmp_path / "signed", tmp_path / "builder")
     project(code, *flags).assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize("environment", [False, True])
+@pytest.mark.parametrize("option", ["bundle", "data", "baseline", "trusted-keys", "device"])
+def test_an_option_and_its_value_are_one_word(project, pytester, monkeypatch, option, environment):
+    """pytest would take its settings from where the value leads, and not from the project: the keys
+    that are named there would be nobody's."""
+    words = [f"--vggdeploy-{option}", str(pytester.mkdir("elsewhere"))]
+    if environment:
+        monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(words))
+        words = []
+    done = project("def test_it(): pass", *words)
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    assert done.stderr.lines[0].startswith(
+        f"ERROR: --vggdeploy-{option} and its value are two words"
+    )
+    assert f"-- write --vggdeploy-{option}=VALUE" in done.stderr.str()
+    assert "Traceback" not in done.stderr.str()
+
+
+@pytest.mark.parametrize("option", ["bundle", "data", "baseline", "trusted-keys"])
+def test_an_option_is_not_empty(project, option):
+    done = project("def test_it(): pass", f"--vggdeploy-{option}=")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    assert "it is empty: give a path, or drop it" in done.stderr.str()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_no_test_is_taken_from_a_bundle(project, pytester, tiny_bundle, linked):
+    shutil.copytree(tiny_bundle, pytester.path / "inside")
+    for name in ("conftest.py", "test_evil.py"):
+        (pytester.path / "inside" / name).write_text('raise SystemExit("it ran")\n')
+    if linked:
+        (pytester.path / "newest").symlink_to("inside")
+    done = project(
+        "def test_it(bundle): assert bundle.target == 'ov-int8'",
+        f"--vggdeploy-bundle={'newest' if linked else 'inside'}",
+    )
+    done.assert_outcomes(passed=1)
+
+
+def test_keys_that_a_project_names_hold(project, pytester, tiny_bundle, tmp_path):
+    pytest.importorskip("cryptography", reason="cryptography is not installed")
+    signing.generate(tmp_path / "builder")
+    pytester.makeini(f"[pytest]\naddopts = --vggdeploy-trusted-keys={tmp_path / 'builder.pub'}\n")
+    done = project("def test_it(bundle): pass", f"--vggdeploy-bundle={tiny_bundle}")
+    done.assert_outcomes(errors=1)
+    assert "is not signed" in text(done)

@@ -1,10 +1,12 @@
 """Result files: versioned, whole, never over another."""
 
 import json
+import math
 
 import pytest
+from small_bundle import FACTS, fill
 
-from vggdeploy import gates, results
+from vggdeploy import bundle, gates, results
 from vggdeploy.benchmarks import comparison
 from vggdeploy.errors import ConfigError, ResultError
 
@@ -110,6 +112,9 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path):
         ({"samples_s": 0.1}, "samples_s 0.1"),
         ({"parity": {"n": -1}}, "parity.n -1"),
         ({"parity": {"n": True}}, "parity.n True"),
+        ({"parity": {"sqnr_ci95": [1]}}, r"parity.sqnr_ci95 \[1\]"),
+        ({"parity": {"sqnr_ci95": [80, 10]}}, r"parity.sqnr_ci95 \[80, 10\]"),
+        ({"parity": {"sqnr_ci95": [1, math.inf]}}, r"parity.sqnr_ci95 \[1, inf\]"),
         ({"accuracy": {"n": 1e308}}, r"accuracy.n 1e\+308"),
     ],
 )
@@ -125,3 +130,19 @@ def test_what_cannot_be_is_judged_by_nobody(changes, wrong):
 def test_what_was_not_judged_can_be():
     for result in ({}, {"samples_s": []}, {"samples_s": [1e-6, 3]}, {"accuracy": None}):
         results.require_possible(result, "it")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "signature.json", "model.xml", "probes.npz"])
+def test_a_result_takes_the_place_of_no_file_of_a_bundle(tmp_path, name):
+    bundle.write(tmp_path / "small", FACTS, fill, replace=False)
+    (tmp_path / "linked").symlink_to("small")
+    for folder in ("small", "linked"):
+        with pytest.raises(
+            ConfigError, match=rf"--junit is a file of bundle .*small: got .*{name}"
+        ):
+            results.refuse_overwrite(str(tmp_path / folder / name), force=True, flag="--junit")
+    bundle.open_bundle(tmp_path / "small")
+    # Beside those there is room, and what is no bundle has names of its own.
+    results.refuse_overwrite(str(tmp_path / "small" / "verify.json"), force=True)
+    (tmp_path / "manifest.json").write_text("{}")
+    results.refuse_overwrite(str(tmp_path / "manifest.json"), force=True)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from vggdeploy import bundle, parity, pipeline, targets
+from vggdeploy import bundle, execution, parity, pipeline, targets
 from vggdeploy.contracts import CompileOptions, RunOptions
-from vggdeploy.errors import ConfigError, MissingError, RunnerError
+from vggdeploy.errors import ConfigError, MissingError, ModelError, RunnerError
 from vggdeploy.manifest import GRAPH
+from vggdeploy.targets import openvino_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -272,6 +273,17 @@ def test_unknown_target_lists_the_known() -> None:
 def test_device_that_is_not_there_is_named(slim_bundle: Path) -> None:
     with pytest.raises(MissingError, match=r"no device NPU\.7.*CPU"):
         targets.get("ov-int8").open(bundle.open_bundle(slim_bundle), RunOptions(device="NPU.7"))
+    with pytest.raises(MissingError, match=r"no device cpu, but .*CPU"):
+        execution.choose(bundle.open_bundle(slim_bundle), "cpu")
+
+
+def test_a_graph_without_an_input_is_no_network(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    ov = openvino_module.load()
+    one = ov.opset13.constant(np.ones(1, np.float32))
+    ov.save_model(ov.Model([one], [], "nothing"), tmp_path / "model.xml")
+    with pytest.raises(ModelError, match="is no network: got 0 inputs and 1 outputs"):
+        targets.get("ov-fp32").open_graph(tmp_path / "model.xml", (), RunOptions())
 
 
 def test_int8_engine_runs_in_8_bits_with_no_quantize_between(slim_bundle: Path) -> None:

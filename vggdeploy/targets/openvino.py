@@ -117,7 +117,7 @@ class OpenVINO(GraphTarget):
         try:
             self.require_device(openvino_module.load().Core(), device)
         except MissingError as error:
-            return Availability(False, error.what, error.fix)
+            return Availability(False, f"{error.what}, but {error.got}", error.fix)
         return here
 
     def device_facts(self, device: str) -> dict[str, Any]:
@@ -237,6 +237,13 @@ class OpenVINORunner(Runner):
         self._core = ov.Core()
         target.require_device(self._core, options.device)
         self._model = model if isinstance(model, ov.Model) else _read(ov, model)
+        if not (self._model.inputs and self._model.outputs):
+            raise ModelError(
+                f"{self.name}: its graph is no network",
+                got=f"{len(self._model.inputs)} inputs and {len(self._model.outputs)} outputs",
+                expected="one of each",
+                fix="build it again",
+            )
         _float_ports(ov, self._model)
         if target.exact(options):
             widen(self._model)
