@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MARKER = "accuracy_gate"
 
-_PREFIX = "--vggdeploy-"
+_PREFIX, _CONFTEST = "--vggdeploy-", "conftest.py"
 _PATH, _BUNDLE, _VERIFIED = "_vggdeploy_path", "_vggdeploy_bundle", "_vggdeploy_verified"
 _DEMO = "demo"
 _MISSED = pytest.StashKey[str]()
@@ -76,26 +76,44 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Makes the marker known, for --strict-markers.
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Refuses, before pytest runs any conftest.py, what would let it run a bundle's.
 
     Raises:
-        pytest.UsageError: for an option whose value stands apart from it. pytest reads its settings
+        pytest.UsageError: for an option whose value stands apart from it: pytest reads its settings
             before it knows the options of plugins, and takes a path that stands alone for a place of
-            tests: it would look for settings, and for code that they name, in a bundle's folder, and
-            not in the project's, where the trusted keys may be named.
+            tests. It would look for settings, and for code that they name, in a bundle's folder, and
+            not in the project's, where the trusted keys may be named. And for a bundle with a
+            conftest.py: of folders beside the tests that are named ``test*``, pytest runs it at once.
     """
-    words = [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *config.invocation_params.args]
+    words = [
+        *shlex.split(os.environ.get("PYTEST_ADDOPTS", "")),
+        *early_config.invocation_params.args,
+    ]
     for word in map(str, words):
         if word.startswith(_PREFIX) and "=" not in word:
-            said = ConfigError(
+            apart = ConfigError(
                 f"{word} and its value are two words, and pytest takes a path that stands alone for "
                 "one of tests",
                 got=f"{word} VALUE",
                 expected="one word",
                 fix=f"write {word}=VALUE",
             )
-            raise pytest.UsageError(str(said))
+            raise pytest.UsageError(str(apart))
+    for place in early_config.known_args_namespace.vggdeploy_bundle:
+        if os.path.lexists(place / _CONFTEST):
+            brought = ConfigError(
+                f"bundle {place} brings a {_CONFTEST}, which pytest would run",
+                got=place / _CONFTEST,
+                expected="the files of a bundle",
+                fix="delete it, and ask who put it there",
+            )
+            raise pytest.UsageError(str(brought))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the marker known, for --strict-markers."""
     config.addinivalue_line(
         "markers",
         f"{MARKER}(min_agreement=..., max_drop=..., max_ratio=..., ...): run only with a bundle "

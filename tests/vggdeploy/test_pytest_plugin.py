@@ -492,8 +492,9 @@ def test_an_option_is_not_empty(project, option):
 @pytest.mark.parametrize("linked", [False, True])
 def test_no_test_is_taken_from_a_bundle(project, pytester, tiny_bundle, linked):
     shutil.copytree(tiny_bundle, pytester.path / "inside")
-    for name in ("conftest.py", "test_evil.py"):
-        (pytester.path / "inside" / name).write_text('raise SystemExit("it ran")\n')
+    (pytester.path / "inside" / "test_evil.py").write_text('raise SystemExit("it ran")\n')
+    (pytester.path / "inside" / "more").mkdir()
+    (pytester.path / "inside" / "more" / "conftest.py").write_text('raise SystemExit("it ran")\n')
     if linked:
         (pytester.path / "newest").symlink_to("inside")
     done = project(
@@ -501,6 +502,16 @@ def test_no_test_is_taken_from_a_bundle(project, pytester, tiny_bundle, linked):
         f"--vggdeploy-bundle={'newest' if linked else 'inside'}",
     )
     done.assert_outcomes(passed=1)
+
+
+def test_a_bundle_that_brings_a_conftest_is_refused_before_it_runs(project, pytester, tiny_bundle):
+    inside = pytester.path / "test-bundle"  # whose conftest.py pytest runs at its start
+    shutil.copytree(tiny_bundle, inside)
+    (inside / "conftest.py").write_text('print("it ran")\n')
+    done = project("def test_it(bundle): pass", "-s", "--vggdeploy-bundle=test-bundle")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    assert "brings a conftest.py, which pytest would run" in done.stderr.str()
+    assert "it ran" not in done.stdout.str()
 
 
 def test_keys_that_a_project_names_hold(project, pytester, tiny_bundle, tmp_path):
