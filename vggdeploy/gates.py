@@ -442,16 +442,11 @@ def _look(result: Any, key: str, kind: type = object) -> Any:
             raise TypeError(type(value).__name__)
         return value
     except (KeyError, TypeError, IndexError) as error:
-        whose = (
-            f"a result of {result['kind']}" if key != "kind" and _has_kind(result) else "a result"
-        )
+        kind_of = forms.at(result, ("kind",))
+        whose = f"a result of {kind_of}" if isinstance(kind_of, str) else "a result"
         raise ResultError(
             f"{whose} has no usable {key!r}",
             got="none" if isinstance(error, KeyError) else error,
             expected="JSON that a command's --json wrote",
             fix="run the command again with this version",
         ) from error
-
-
-def _has_kind(result: Any) -> bool:
-    return isinstance(result, dict) and isinstance(result.get("kind"), str)

@@ -124,8 +124,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Takes no tests from a bundle: what lies in its folder is whoever's who brought it."""
     given: list[Path] = config.getoption("vggdeploy_bundle")
-    real = collection_path.resolve()
-    return True if any(real == each.resolve() for each in given) else None
+    if given and collection_path.resolve() in [each.resolve() for each in given]:
+        return True
+    return None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -49,6 +49,7 @@ def refuse_overwrite(
         )
     with atomic.writing(path):  # of a name that is too long, say
         there = path.exists()
+        _require_no_part(path, flag)
     if there and not force:
         raise ConfigError(
             f"{path} exists",
@@ -56,7 +57,6 @@ def refuse_overwrite(
             expected="a free path",
             fix=f"give --force, or another {flag}",
         )
-    _require_no_part(path, flag)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ConfigError(
             f"{path} cannot be written",

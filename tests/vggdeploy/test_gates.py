@@ -596,7 +596,7 @@ def test_what_was_interrupted_never_passes():
             assert (criterion.verdict, criterion.note) == (
                 "inconclusive", "the measurement was interrupted"
             )  # fmt: skip
-    with pytest.raises(ResultError, match="no usable 'partial'"):
+    with pytest.raises(ResultError, match="a result of bench has no usable 'partial'"):
         gates.judge([changed(BENCH, partial=None)], Policy(max_p50=1.0))
 
 

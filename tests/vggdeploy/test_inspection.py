@@ -1,6 +1,7 @@
 """What a bundle says of itself, in its folder and packed, while nothing of it is run or written."""
 
 import json
+import platform
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +41,12 @@ def place(request, path, tmp_path):
         return path
     packing.pack(path, tmp_path / "b.zip")
     return tmp_path / "b.zip"
+
+
+def test_the_host_that_built_it_is_told(path, capsys):
+    assert main(["bundle", "inspect", str(path)]) == 0
+    host = f"on {platform.system()} ({platform.machine()}), Python {platform.python_version()}"
+    assert host in " ".join(capsys.readouterr().err.split())
 
 
 def test_everything_is_shown(path, place, tmp_path):

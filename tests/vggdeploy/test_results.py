@@ -1,5 +1,6 @@
 """Result files: versioned, whole, never over another."""
 
+import itertools
 import json
 import math
 
@@ -136,11 +137,10 @@ def test_what_was_not_judged_can_be():
 def test_a_result_takes_the_place_of_no_file_of_a_bundle(tmp_path, name):
     bundle.write(tmp_path / "small", FACTS, fill, replace=False)
     (tmp_path / "linked").symlink_to("small")
-    for folder in ("small", "linked"):
-        with pytest.raises(
-            ConfigError, match=rf"--junit is a file of bundle .*small: got .*{name}"
-        ):
-            results.refuse_overwrite(str(tmp_path / folder / name), force=True, flag="--junit")
+    for folder, force in itertools.product(("small", "linked"), (False, True)):
+        said = rf"--junit is a file of bundle .*small: got .*{name}"
+        with pytest.raises(ConfigError, match=said):
+            results.refuse_overwrite(str(tmp_path / folder / name), force, flag="--junit")
     bundle.open_bundle(tmp_path / "small")
     # Beside those there is room, and what is no bundle has names of its own.
     results.refuse_overwrite(str(tmp_path / "small" / "verify.json"), force=True)
